@@ -1,0 +1,329 @@
+"""Settings, engine and sessions.
+
+    async with Database(DatabaseSettings()) as database:
+        async with database.session() as session:
+            session.add(Hero(name="Deadpond"))
+
+Nothing here is created at import, so no engine is bound to a wrong event loop.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, InstanceOf, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import URL, Connection, MetaData, event, make_url, text
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlmodel import SQLModel
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from .errors import translate_errors
+
+DRIVERS: dict[str, tuple[str, ...]] = {
+    "sqlite": ("aiosqlite",),
+    "postgresql": ("asyncpg", "psycopg"),
+    "mysql": ("aiomysql", "asyncmy"),
+    "mariadb": ("aiomysql", "asyncmy"),
+}
+"""Async drivers by database; the first one is used when a URL names none."""
+
+
+def async_url(value: str | URL) -> URL:
+    """Turn a database URL into one with an async driver, or say what is wrong with it.
+
+    `postgresql://`, `postgres://`, `mysql://`, `mariadb://` and `sqlite://` get the
+    driver of `DRIVERS`; an explicit async driver is kept. For asyncpg, libpq's
+    `sslmode` becomes asyncpg's `ssl`, which takes the same words.
+
+    Args:
+        value: e.g. `postgresql+asyncpg://app:secret@db:5432/app`. Percent-encode
+            special characters in the password, or pass it as `DATABASE_PASSWORD`.
+
+    Raises:
+        ValueError: not a URL, a synchronous or missing driver, an unencoded password,
+            a query argument that the driver refuses. Never contains the password.
+    """
+    try:
+        url = make_url(value)
+    except (ArgumentError, ValueError):
+        raise ValueError(
+            "not a database URL; expected driver://user:password@host:port/name, "
+            "with special characters in the password percent-encoded"
+        ) from None
+
+    dialect, _, driver = url.drivername.partition("+")
+    dialect = {"postgres": "postgresql"}.get(dialect, dialect)
+    if dialect not in DRIVERS:
+        raise ValueError(f"unsupported database {dialect!r}; use one of {', '.join(DRIVERS)}")
+    driver = {"psycopg_async": "psycopg"}.get(driver, driver) or DRIVERS[dialect][0]
+    if driver not in DRIVERS[dialect]:
+        choices = " or ".join(f"{dialect}+{name}" for name in DRIVERS[dialect])
+        raise ValueError(f"driver {driver!r} is not asynchronous; use {choices}")
+    if find_spec(driver) is None:
+        raise ValueError(f"driver {driver!r} is not installed; run: pip install {driver}")
+    url = url.set(drivername=f"{dialect}+{driver}")
+
+    if dialect == "sqlite":
+        if "mode" in url.query and url.query.get("uri") != "true":
+            raise ValueError("mode= in an SQLite URL needs file:NAME and &uri=true")
+    else:
+        if "@" in (url.database or "") or (url.host and "@" in url.host):
+            raise ValueError(
+                "the password holds a character that ends it early (one of @ / : ? #); "
+                "percent-encode it, or leave it out and set DATABASE_PASSWORD"
+            )
+        if not url.database:
+            raise ValueError("the URL names no database; expected .../name at the end")
+    return _libpq_query_for_asyncpg(url) if driver == "asyncpg" else url
+
+
+def _libpq_query_for_asyncpg(url: URL) -> URL:
+    query = dict(url.query)
+    if "sslmode" in query:
+        query["ssl"] = query.pop("sslmode")
+    refused = sorted(
+        {"channel_binding", "sslrootcert", "sslcert", "sslkey", "options"} & query.keys()
+    )
+    if refused:
+        raise ValueError(
+            f"asyncpg does not take {', '.join(refused)} in the URL; use postgresql+psycopg, "
+            "or remove it and pass an ssl.SSLContext in connect_args"
+        )
+    return url.set(query=query)
+
+
+class DatabaseSettings(BaseSettings):
+    """Read from `DATABASE_*` environment variables and `.env`.
+
+    Raises `pydantic.ValidationError` with the name of the variable; values, and so
+    passwords, are left out of the message.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="DATABASE_", env_file=".env", extra="ignore", hide_input_in_errors=True
+    )
+
+    url: Annotated[InstanceOf[URL], NoDecode, BeforeValidator(async_url)]
+    password: SecretStr | None = Field(
+        default=None, description="Replaces the password of the URL; no percent-encoding."
+    )
+    create_tables: bool = Field(
+        default=False, description="CREATE TABLE at start. For development; else migrate."
+    )
+    echo: bool = Field(default=False, description="Log every statement.")
+    hide_parameters: bool = Field(
+        default=True, description="Keep row values out of logs and exception texts."
+    )
+    pool_size: int = Field(default=5, ge=1, description="Connections kept open per process.")
+    max_overflow: int = Field(default=10, ge=0, description="More of them under load.")
+    pool_timeout: float = Field(
+        default=10, gt=0, description="Seconds to wait for a free connection."
+    )
+    connect_timeout: int = Field(default=10, gt=0, description="Seconds to reach the server.")
+
+    def full_url(self) -> URL:
+        """The URL with `password` put in, where it is set."""
+        if self.password is None:
+            return self.url
+        return self.url.set(password=self.password.get_secret_value())
+
+
+def is_memory(url: URL) -> bool:
+    """Whether the URL is an SQLite database in memory."""
+    return url.get_backend_name() == "sqlite" and (
+        not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
+    )
+
+
+def engine_options(settings: DatabaseSettings) -> dict[str, Any]:
+    """Arguments of `create_async_engine`, with the reason for each."""
+    url = settings.full_url()
+    options: dict[str, Any] = {
+        "echo": settings.echo,
+        "hide_parameters": settings.hide_parameters,
+        # Workers x (pool_size + max_overflow) must stay below the server's limit
+        # (PostgreSQL: 100, MariaDB: 151 by default).
+        "pool_size": settings.pool_size,
+        "max_overflow": settings.max_overflow,
+        # Shorter than a client's patience: an exhausted pool fails while somebody waits.
+        "pool_timeout": settings.pool_timeout,
+    }
+    if is_memory(url):
+        # The database lives in one connection. One connection that sessions take in
+        # turn isolates them; SQLAlchemy's StaticPool lets them share a transaction.
+        options |= {"poolclass": AsyncAdaptedQueuePool, "pool_size": 1, "max_overflow": 0}
+    elif url.get_backend_name() != "sqlite":
+        # One round trip at checkout in place of an error after a restart or failover.
+        # Connections older than half an hour are replaced, before MySQL's wait_timeout
+        # (8 h) or a proxy's idle limit closes them.
+        options |= {"pool_pre_ping": True, "pool_recycle": 1800}
+
+    driver = url.get_driver_name()
+    if driver == "aiosqlite":
+        # isolation_level None: SQLAlchemy, not sqlite3, begins transactions (see _sqlite).
+        # timeout: seconds to wait for another writer before "database is locked".
+        options["connect_args"] = {"isolation_level": None, "timeout": 5.0}
+    elif driver == "asyncpg":
+        options["connect_args"] = {"timeout": settings.connect_timeout}
+    elif driver == "psycopg":
+        options["connect_args"] = {"connect_timeout": settings.connect_timeout}
+    else:
+        # UTC sessions: NOW() and UTCDateTime agree. READ COMMITTED, as PostgreSQL has
+        # it: a SELECT after a duplicate key sees the row, and gap locks cause fewer
+        # deadlocks than under InnoDB's REPEATABLE READ.
+        options["connect_args"] = {
+            "connect_timeout": settings.connect_timeout,
+            "charset": "utf8mb4",
+            "init_command": "SET time_zone = '+00:00'",
+        }
+        options["isolation_level"] = "READ COMMITTED"
+    return options
+
+
+def _sqlite(engine: AsyncEngine) -> None:
+    """Make SQLite keep its promises: foreign keys, WAL, transactions that are ones."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_pragmas(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA foreign_keys = ON")  # off by default, per connection
+        cursor.execute("PRAGMA journal_mode = WAL")  # readers do not block the writer
+        cursor.execute("PRAGMA synchronous = NORMAL")  # safe with WAL, one fsync less
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        # sqlite3 would begin before the first write only, so reads would not belong to
+        # the transaction and savepoints would commit it. IMMEDIATE takes the write lock
+        # at once: a transaction that reads first and then writes cannot fail with
+        # "database is locked" at the upgrade, which no timeout waits for.
+        options = connection.get_execution_options()
+        if options.get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql(f"BEGIN {options.get('sqlite_begin', 'IMMEDIATE')}")
+
+
+class Database:
+    """The engine and the sessions of one process. Create it inside the running event loop.
+
+    Args:
+        settings: where to connect, and how; a URL stands for settings with defaults.
+
+    Attributes:
+        engine: for migrations, `run_sync` and events (`engine.sync_engine`).
+        sessions: makes plain sessions, without commit at the end. `session()` is what
+            application code wants.
+    """
+
+    def __init__(self, settings: DatabaseSettings | URL | str) -> None:
+        if not isinstance(settings, DatabaseSettings):
+            settings = DatabaseSettings(url=async_url(settings))
+        self.settings = settings
+        self.engine = create_async_engine(settings.full_url(), **engine_options(settings))
+        if self.engine.dialect.name == "sqlite":
+            _sqlite(self.engine)
+        # The same pool; PostgreSQL refuses writes, SQLite takes no write lock.
+        reader = self.engine.execution_options(postgresql_readonly=True, sqlite_begin="DEFERRED")
+        self.sessions = _sessionmaker(self.engine)
+        self.read_sessions = _sessionmaker(
+            reader if self.engine.dialect.name != "mysql" else self.engine
+        )
+
+    async def __aenter__(self) -> Self:
+        if self.settings.create_tables:
+            await self.create_tables()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every pooled connection. A later session would open new ones."""
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def session(self) -> AsyncGenerator[AsyncSession]:
+        """One unit of work: committed at the end of the block, rolled back on an error.
+
+        SQL: BEGIN at the first statement, then COMMIT or ROLLBACK.
+
+        Raises:
+            ServiceError: in place of constraint errors, also of those that only COMMIT
+                reports.
+        """
+        async with self.sessions() as session:
+            with translate_errors():
+                yield session
+                await session.commit()
+
+    @asynccontextmanager
+    async def read_session(self) -> AsyncGenerator[AsyncSession]:
+        """A session for reads; what it changed is rolled back at the end.
+
+        SQL: `BEGIN READ ONLY` on PostgreSQL, which refuses writes; `BEGIN DEFERRED` on
+        SQLite, which runs beside a writer; an ordinary transaction on MySQL.
+        """
+        async with self.read_sessions() as session:
+            yield session
+
+    async def ping(self, timeout: float = 2.0) -> None:  # noqa: ASYNC109
+        """Ask the database for an answer: `SELECT 1`.
+
+        Args:
+            timeout: seconds, for connecting and answering together.
+
+        Raises:
+            TimeoutError: no answer in time (also SQLAlchemy's, from a full pool).
+            OSError, sqlalchemy.exc.DBAPIError: the server refused.
+        """
+        async with asyncio.timeout(timeout), self.engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def create_tables(self, metadata: MetaData = SQLModel.metadata) -> None:
+        """CREATE TABLE for every imported model that has no table. Development only.
+
+        Raises:
+            RuntimeError: no model was imported, or models were defined before this
+                package was imported and so have unnamed constraints.
+        """
+        if not metadata.tables:
+            raise RuntimeError("no tables: import the modules that define table=True models")
+        unnamed = sorted(
+            table.name
+            for table in metadata.tables.values()
+            if any(constraint.name is None for constraint in table.constraints)
+        )
+        if unnamed:
+            raise RuntimeError(
+                f"unnamed constraints on {', '.join(unnamed)}: import this package before "
+                "the models, and name each CheckConstraint"
+            )
+        async with self.engine.begin() as connection:
+            await connection.run_sync(metadata.create_all)
+
+    async def drop_tables(self, metadata: MetaData = SQLModel.metadata) -> None:
+        """DROP TABLE for every imported model. Tests and development only."""
+        async with self.engine.begin() as connection:
+            await connection.run_sync(metadata.drop_all)
+
+
+def _sessionmaker(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    return async_sessionmaker(
+        engine,
+        class_=AsyncSession,
+        # Attributes stay readable after commit; else reading one is a lazy load, which
+        # asyncio cannot do (MissingGreenlet).
+        expire_on_commit=False,
+        # A session used after its block is an error, not a connection that leaks.
+        close_resets_only=False,
+    )

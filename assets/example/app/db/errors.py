@@ -1,0 +1,293 @@
+"""Domain errors, and the one place that turns driver errors into them.
+
+No HTTP here: `web.py` maps these classes to responses.
+
+    ServiceError
+    |-- NotFound                 no row for this key or filter
+    |-- MultipleFound            more than one row where one was asked for
+    |-- InvalidQuery             unknown field, operator, relation or sort key
+    |-- InvalidValue             unknown key in a payload, value out of range or too long
+    |   |-- NotNullViolation     NOT NULL
+    |   `-- CheckViolation       CHECK
+    `-- Conflict                 the row clashes with what is stored
+        |-- UniqueViolation      UNIQUE or PRIMARY KEY
+        |-- ForeignKeyViolation  FOREIGN KEY, from either side
+        `-- StaleData            the row was changed or deleted by somebody else
+
+Deadlocks, lock timeouts and lost connections are not the caller's fault and stay
+what SQLAlchemy raises (`OperationalError`, `DBAPIError`).
+"""
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import PrimaryKeyConstraint, UniqueConstraint
+from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.schema import ColumnCollectionConstraint
+from sqlmodel import SQLModel
+
+
+class ServiceError(Exception):
+    """Base of every error that the layer raises on purpose."""
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0]) if self.args else type(self).__name__
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class NotFound(ServiceError):
+    """No row matches."""
+
+
+class MultipleFound(ServiceError):
+    """Several rows match where one was asked for."""
+
+
+class InvalidQuery(ServiceError):
+    """A filter, sort key or load path names something that the model does not have."""
+
+
+class _ConstraintError(ServiceError):
+    """Carries what the database said about the constraint; each part may be unknown.
+
+    Args:
+        message: one sentence for people; holds names, never row values.
+        constraint: name of the constraint, as in the naming convention.
+        table: name of the table.
+        columns: names of the columns.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        constraint: str | None = None,
+        table: str | None = None,
+        columns: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, constraint, table, columns)  # args: pickling works
+        self.constraint = constraint
+        self.table = table
+        self.columns = columns
+
+
+class InvalidValue(_ConstraintError):
+    """A value that the table cannot hold."""
+
+
+class NotNullViolation(InvalidValue):
+    """A required column was left empty."""
+
+
+class CheckViolation(InvalidValue):
+    """A CHECK constraint refused the row."""
+
+
+class Conflict(_ConstraintError):
+    """The row clashes with what is stored."""
+
+
+class UniqueViolation(Conflict):
+    """A row with this key exists."""
+
+
+class ForeignKeyViolation(Conflict):
+    """The referenced row does not exist, or rows still refer to this one."""
+
+
+class StaleData(Conflict):
+    """The row was changed or deleted by another transaction since it was read."""
+
+
+@contextmanager
+def translate_errors() -> Generator[None]:
+    """Raise `ServiceError` subclasses in place of constraint and data errors.
+
+    The original exception stays reachable as `__cause__`. Anything that is not a
+    constraint, a bad value or a version mismatch passes through untouched.
+    """
+    try:
+        yield
+    except StaleDataError as error:
+        raise StaleData("The row was changed or deleted by another transaction.") from error
+    except DBAPIError as error:
+        translated = translate(error)
+        if translated is None:
+            raise
+        raise translated from error
+    except OverflowError as error:  # sqlite3, for integers beyond 64 bits
+        raise InvalidValue("A number is out of range for its column.") from error
+
+
+# Sources: PostgreSQL "Appendix A. Error Codes"; MariaDB "Error Codes" and MySQL
+# "Server Error Message Reference"; sqlite3.Error.sqlite_errorname.
+_SQLSTATE: dict[str, type[_ConstraintError]] = {
+    "23505": UniqueViolation,
+    "23P01": Conflict,  # exclusion constraint
+    "23503": ForeignKeyViolation,
+    "23001": ForeignKeyViolation,  # ON DELETE RESTRICT, PostgreSQL 18
+    "23502": NotNullViolation,
+    "23514": CheckViolation,
+}
+_MYSQL: dict[int, type[_ConstraintError]] = {
+    1062: UniqueViolation,
+    1586: UniqueViolation,
+    1216: ForeignKeyViolation,
+    1217: ForeignKeyViolation,
+    1451: ForeignKeyViolation,
+    1452: ForeignKeyViolation,
+    1048: NotNullViolation,
+    1364: NotNullViolation,  # no default value
+    3819: CheckViolation,  # MySQL
+    4025: CheckViolation,  # MariaDB
+    1264: InvalidValue,  # out of range
+    1265: InvalidValue,  # data truncated, e.g. not a member of the enum
+    1366: InvalidValue,  # not a value of the type
+    1406: InvalidValue,  # too long
+}
+_SQLITE: dict[str, type[_ConstraintError]] = {
+    "SQLITE_CONSTRAINT_UNIQUE": UniqueViolation,
+    "SQLITE_CONSTRAINT_PRIMARYKEY": UniqueViolation,
+    "SQLITE_CONSTRAINT_ROWID": UniqueViolation,
+    "SQLITE_CONSTRAINT_FOREIGNKEY": ForeignKeyViolation,
+    "SQLITE_CONSTRAINT_NOTNULL": NotNullViolation,
+    "SQLITE_CONSTRAINT_CHECK": CheckViolation,
+    "SQLITE_CONSTRAINT_DATATYPE": InvalidValue,
+}
+_SUMMARY: dict[type[_ConstraintError], str] = {
+    UniqueViolation: "A row with this key already exists",
+    ForeignKeyViolation: "A referenced row does not exist, or this row is still referred to",
+    NotNullViolation: "A required value is missing",
+    CheckViolation: "A value breaks a rule of the table",
+    InvalidValue: "A value does not fit its column",
+    Conflict: "The row clashes with a stored one",
+}
+
+
+def translate(error: DBAPIError) -> ServiceError | None:
+    """The domain error for a driver error, or None when it is none of ours."""
+    cause = _driver_exception(error)
+    found = _postgresql(cause) or _sqlite(cause) or _mysql(cause)
+    if found is None:
+        return InvalidValue(f"{_SUMMARY[InvalidValue]}.") if isinstance(error, DataError) else None
+    kind, constraint, table, columns = found
+    # What this driver left out, the metadata knows.
+    named_table, named_columns = _constraint(constraint)
+    table, columns = table or named_table, columns or named_columns
+    detail = f" ({constraint or ', '.join(columns)})" if constraint or columns else ""
+    return kind(f"{_SUMMARY[kind]}{detail}.", constraint, table, columns)
+
+
+_Found = tuple[type[_ConstraintError], str | None, str | None, tuple[str, ...]]
+
+
+def _driver_exception(error: DBAPIError) -> BaseException | None:
+    """The exception of the driver itself.
+
+    SQLAlchemy 2.1 has `driver_exception`; in 2.0 asyncpg's own exception is the
+    `__cause__` of the one that SQLAlchemy emulates.
+    """
+    direct = getattr(error, "driver_exception", None)
+    if isinstance(direct, BaseException):
+        return direct
+    origin = error.orig
+    return getattr(origin, "__cause__", None) or origin
+
+
+def _postgresql(cause: Any) -> _Found | None:
+    if _mysql_code(cause) is not None:  # PyMySQL sets sqlstate as well
+        return None
+    sqlstate = getattr(cause, "sqlstate", None) or ""
+    # Class 22, data exception: out of range, too long, not a value of the type.
+    kind = InvalidValue if sqlstate.startswith("22") else _SQLSTATE.get(sqlstate)
+    if kind is None:
+        return None
+    source = getattr(cause, "diag", cause)  # psycopg keeps the fields in .diag
+    column = getattr(source, "column_name", None)
+    return (
+        kind,
+        getattr(source, "constraint_name", None),
+        getattr(source, "table_name", None),
+        (column,) if column else (),
+    )
+
+
+def _sqlite(cause: Any) -> _Found | None:
+    kind = _SQLITE.get(getattr(cause, "sqlite_errorname", ""))
+    if kind is None:
+        return None
+    # "UNIQUE constraint failed: hero.name, hero.team_id"; "CHECK constraint failed: ck_x"
+    _, _, subject = str(cause).partition("failed: ")
+    if kind is CheckViolation:
+        return kind, subject or None, None, ()
+    if "." not in subject:
+        return kind, None, None, ()
+    parts = [part.rpartition(".") for part in subject.split(", ")]
+    table = parts[0][0]
+    columns = tuple(column for _, _, column in parts)
+    constraint = _name_of(table, columns) if kind is UniqueViolation else None
+    return kind, constraint, table, columns
+
+
+def _mysql_code(cause: Any) -> int | None:
+    arguments = getattr(cause, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None
+
+
+def _mysql(cause: Any) -> _Found | None:
+    kind = _MYSQL.get(_mysql_code(cause) or 0)
+    if kind is None:
+        return None
+    text = str(cause.args[1]) if len(cause.args) > 1 else ""
+    table = re.search(r"`[^`]+`\.`([^`]+)`", text)
+    if kind is UniqueViolation:
+        # "Duplicate entry 'x' for key 'uq_hero_name'"; MySQL 8 writes 'hero.uq_hero_name'.
+        key = re.search(r"for key '(?:([^'.]+)\.)?([^']+)'$", text)
+        constraint = key[2] if key else None
+        return kind, constraint, key[1] if key else None, ()
+    if kind is NotNullViolation or kind is InvalidValue:
+        column = re.search(r"(?:[Cc]olumn|Field) '?`?(?:[^'`]*`\.`)*([^'`]+)[`']", text)
+        return kind, None, None, (column[1],) if column else ()
+    name = re.search(r"CONSTRAINT `([^`]+)`", text)
+    return kind, name[1] if name else None, table[1] if table else None, ()
+
+
+def _name_of(table_name: str, columns: tuple[str, ...]) -> str | None:
+    """The name that the metadata gives to the unique key over these columns.
+
+    SQLite reports columns only; the naming convention makes the name the same as on
+    the other databases.
+    """
+    table = SQLModel.metadata.tables.get(table_name)
+    if table is None:
+        return None
+    wanted = set(columns)
+    for constraint in table.constraints:
+        if (
+            isinstance(constraint, UniqueConstraint | PrimaryKeyConstraint)
+            and {column.name for column in constraint.columns} == wanted
+        ):
+            return str(constraint.name) if constraint.name else None
+    for index in table.indexes:
+        if index.unique and {column.name for column in index.columns} == wanted:
+            return index.name
+    return None
+
+
+def _constraint(name: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """Table and columns of a named constraint or index."""
+    for table in SQLModel.metadata.tables.values() if name else ():
+        for constraint in table.constraints:
+            if constraint.name == name:
+                if isinstance(constraint, ColumnCollectionConstraint):
+                    return table.name, tuple(column.name for column in constraint.columns)
+                return table.name, ()
+        for index in table.indexes:
+            if index.name == name:
+                return table.name, tuple(column.name for column in index.columns)
+    return None, ()
