@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, InstanceOf, SecretStr
+from pydantic import BeforeValidator, Field, InstanceOf, SecretStr, field_serializer
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy import URL, Connection, MetaData, event, make_url, text
+from sqlalchemy import URL, Connection, ExceptionContext, MetaData, event, make_url, text
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -98,18 +98,28 @@ def _libpq_query_for_asyncpg(url: URL) -> URL:
     return url.set(query=query)
 
 
+def _no_url() -> URL:
+    raise ValueError(
+        "DATABASE_URL is not set, in the environment or in .env; "
+        "e.g. DATABASE_URL=sqlite+aiosqlite:///./app.db"
+    )
+
+
 class DatabaseSettings(BaseSettings):
     """Read from `DATABASE_*` environment variables and `.env`.
 
-    Raises `pydantic.ValidationError` with the name of the variable; values, and so
-    passwords, are left out of the message.
+    Raises:
+        ValueError: `DATABASE_URL` is missing; or, as `pydantic.ValidationError`, a value
+            is wrong. Values, and so passwords, are left out of the message.
     """
 
     model_config = SettingsConfigDict(
         env_prefix="DATABASE_", env_file=".env", extra="ignore", hide_input_in_errors=True
     )
 
-    url: Annotated[InstanceOf[URL], NoDecode, BeforeValidator(async_url)]
+    url: Annotated[InstanceOf[URL], NoDecode, BeforeValidator(async_url)] = Field(
+        default_factory=_no_url
+    )
     password: SecretStr | None = Field(
         default=None, description="Replaces the password of the URL; no percent-encoding."
     )
@@ -126,6 +136,10 @@ class DatabaseSettings(BaseSettings):
         default=10, gt=0, description="Seconds to wait for a free connection."
     )
     connect_timeout: int = Field(default=10, gt=0, description="Seconds to reach the server.")
+
+    @field_serializer("url")
+    def _without_password(self, url: URL) -> str:
+        return url.render_as_string()  # model_dump() may be logged
 
     def full_url(self) -> URL:
         """The URL with `password` put in, where it is set."""
@@ -207,6 +221,14 @@ def _sqlite(engine: AsyncEngine) -> None:
         if options.get("isolation_level") != "AUTOCOMMIT":
             connection.exec_driver_sql(f"BEGIN {options.get('sqlite_begin', 'IMMEDIATE')}")
 
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def end(context: ExceptionContext) -> None:
+        # No statement: COMMIT failed, e.g. at a deferred foreign key. SQLite keeps that
+        # transaction open, and SQLAlchemy takes it for ended: the pooled connection would
+        # hold the write lock.
+        if context.statement is None and context.connection is not None:
+            context.connection.connection.rollback()
+
 
 class Database:
     """The engine and the sessions of one process. Create it inside the running event loop.
@@ -216,23 +238,29 @@ class Database:
 
     Attributes:
         engine: for migrations, `run_sync` and events (`engine.sync_engine`).
+        read_engine: the same pool, with the transactions of `read_session()`.
         sessions: makes plain sessions, without commit at the end. `session()` is what
             application code wants.
     """
 
     def __init__(self, settings: DatabaseSettings | URL | str) -> None:
         if not isinstance(settings, DatabaseSettings):
-            settings = DatabaseSettings(url=async_url(settings))
+            # Defaults only: nothing of the environment belongs to an explicit URL.
+            settings = DatabaseSettings.model_construct(url=async_url(settings))
         self.settings = settings
         self.engine = create_async_engine(settings.full_url(), **engine_options(settings))
         if self.engine.dialect.name == "sqlite":
             _sqlite(self.engine)
         # The same pool; PostgreSQL refuses writes, SQLite takes no write lock.
-        reader = self.engine.execution_options(postgresql_readonly=True, sqlite_begin="DEFERRED")
-        self.sessions = _sessionmaker(self.engine)
-        self.read_sessions = _sessionmaker(
-            reader if self.engine.dialect.name != "mysql" else self.engine
+        read_options: dict[str, dict[str, Any]] = {
+            "postgresql": {"postgresql_readonly": True},
+            "sqlite": {"sqlite_begin": "DEFERRED"},
+        }
+        self.read_engine = self.engine.execution_options(
+            **read_options.get(self.engine.dialect.name, {})
         )
+        self.sessions = _sessionmaker(self.engine)
+        self.read_sessions = _sessionmaker(self.read_engine)
 
     async def __aenter__(self) -> Self:
         if self.settings.create_tables:
@@ -286,7 +314,7 @@ class Database:
             TimeoutError: no answer in time (also SQLAlchemy's, from a full pool).
             OSError, sqlalchemy.exc.DBAPIError: the server refused.
         """
-        async with asyncio.timeout(timeout), self.engine.connect() as connection:
+        async with asyncio.timeout(timeout), self.read_engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
 
     async def create_tables(self, metadata: MetaData = SQLModel.metadata) -> None:

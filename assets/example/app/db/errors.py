@@ -120,7 +120,9 @@ def translate_errors() -> Generator[None]:
         if translated is None:
             raise
         raise translated from error
-    except OverflowError as error:  # sqlite3, for integers beyond 64 bits
+    except OverflowError as error:
+        if "SQLite" not in str(error):  # not sqlite3's, for integers beyond 64 bits
+            raise
         raise InvalidValue("A number is out of range for its column.") from error
 
 
@@ -176,6 +178,8 @@ def translate(error: DBAPIError) -> ServiceError | None:
     if found is None:
         return InvalidValue(f"{_SUMMARY[InvalidValue]}.") if isinstance(error, DataError) else None
     kind, constraint, table, columns = found
+    if constraint == "PRIMARY":  # what MySQL calls every primary key
+        constraint, table = _primary_key(table, error.statement)
     # What this driver left out, the metadata knows.
     named_table, named_columns = _constraint(constraint)
     table, columns = table or named_table, columns or named_columns
@@ -255,6 +259,16 @@ def _mysql(cause: Any) -> _Found | None:
         return kind, None, None, (column[1],) if column else ()
     name = re.search(r"CONSTRAINT `([^`]+)`", text)
     return kind, name[1] if name else None, table[1] if table else None, ()
+
+
+def _primary_key(table: str | None, statement: str | None) -> tuple[str | None, str | None]:
+    """Name and table of a primary key; MariaDB does not say which table it was."""
+    if table is None:
+        written = re.match(r"\s*(?:INSERT INTO|UPDATE) `?(\w+)", statement or "")
+        table = written[1] if written else None
+    known = SQLModel.metadata.tables.get(table or "")
+    name = known.primary_key.name if known is not None else None
+    return str(name) if name else None, table
 
 
 def _name_of(table_name: str, columns: tuple[str, ...]) -> str | None:

@@ -5,15 +5,18 @@ Names are resolved against the mapped class and nothing else; what is not there 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
 from difflib import get_close_matches
+from enum import Enum
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ARRAY, JSON, ColumnElement, TypeDecorator
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import InstrumentedAttribute, Mapper, joinedload, selectinload
 from sqlalchemy.orm.interfaces import ORMOption
 from sqlalchemy.sql.base import ExecutableOption
-from sqlmodel import SQLModel
+from sqlmodel import AutoString, SQLModel, UTCDateTime
 
 from .errors import InvalidQuery
 
@@ -29,6 +32,7 @@ def _text(method: str) -> _Operator:
     def apply(column: Any, value: Any) -> Condition:
         if not isinstance(value, str):
             raise InvalidQuery(f"takes text, not {_kind(value)}")
+        _check_text(column)
         condition: Condition = getattr(column, method)(value, autoescape=True)
         return condition
 
@@ -39,8 +43,25 @@ def _pattern(method: str) -> _Operator:
     def apply(column: Any, value: Any) -> Condition:
         if not isinstance(value, str):
             raise InvalidQuery(f"takes a LIKE pattern, not {_kind(value)}")
+        _check_text(column)
         condition: Condition = getattr(column, method)(value)
         return condition
+
+    return apply
+
+
+def _check_text(column: Any) -> None:
+    """PostgreSQL has no LIKE for other types; the others would convert silently."""
+    kind = _python_type(column)
+    if kind is not None and kind is not str:
+        raise InvalidQuery(f"takes a text column, not one of {kind.__name__}")
+
+
+def _equal(compare: _Operator) -> _Operator:
+    def apply(column: Any, value: Any) -> Condition:
+        if value is not None:
+            _check_type(column, value)
+        return compare(column, value)
 
     return apply
 
@@ -49,9 +70,55 @@ def _ordered(compare: _Operator) -> _Operator:
     def apply(column: Any, value: Any) -> Condition:
         if value is None:
             raise InvalidQuery("takes a value; for NULL use is_null")
+        _check_type(column, value)
         return compare(column, value)
 
     return apply
+
+
+def _identical(compare: _Operator) -> _Operator:
+    def apply(column: Any, value: Any) -> Condition:
+        if value is not None and not isinstance(value, bool):
+            raise InvalidQuery(f"takes None, True or False, not {_kind(value)}")
+        return compare(column, value)
+
+    return apply
+
+
+_ALSO: dict[type, tuple[type, ...]] = {float: (int, Decimal), Decimal: (int, float)}
+
+
+def _check_type(column: Any, value: Any) -> None:
+    """Refuse a value of another type than the column's.
+
+    MySQL converts it and matches wrong rows (`price = 'abc'` is true where the price
+    is 0), SQLite matches none, PostgreSQL answers with a programming error.
+    """
+    kind = _python_type(column)
+    if kind is None or hasattr(value, "__clause_element__") or isinstance(value, ColumnElement):
+        return
+    # A bool is an int for Python only.
+    wrong = kind is not bool and isinstance(value, bool)
+    if wrong or not isinstance(value, (kind, *_ALSO.get(kind, ()))):
+        known = getattr(column.type, "enums", ())  # names of the members, as stored
+        if not (issubclass(kind, Enum) and value in known):
+            raise InvalidQuery(f"takes {kind.__name__}, not {_kind(value)}")
+    naive = isinstance(value, datetime) and value.tzinfo is None
+    if naive and isinstance(column.type, UTCDateTime):
+        raise InvalidQuery("takes a datetime with a time zone, e.g. datetime.now(UTC)")
+
+
+def _python_type(column: Any) -> type[Any] | None:
+    """The type of a column's values; None where it cannot be told."""
+    kind = column.type
+    if isinstance(kind, AutoString | UTCDateTime):  # SQLModel's own
+        kind = kind.impl_instance
+    if isinstance(kind, TypeDecorator | JSON | ARRAY):
+        return None
+    try:
+        return cast(type[Any], kind.python_type)
+    except NotImplementedError:
+        return None
 
 
 def _kind(value: object) -> str:
@@ -70,8 +137,17 @@ def _members(value: Any) -> list[Any]:
     return members
 
 
-def _between(column: Any, value: Any) -> Condition:
-    bounds = _members(value)
+def _among(compare: _Operator) -> _Operator:
+    def apply(column: Any, value: Any) -> Condition:
+        members = _members(value)
+        for member in members:
+            _check_type(column, member)
+        return compare(column, members)
+
+    return apply
+
+
+def _between(column: Any, bounds: list[Any]) -> Condition:
     if len(bounds) != 2:
         raise InvalidQuery(f"takes two bounds, not {len(bounds)}")
     condition: Condition = column.between(bounds[0], bounds[1])
@@ -86,18 +162,18 @@ def _is_null(column: Any, value: Any) -> Condition:
 
 
 OPERATORS: dict[str, _Operator] = {
-    "eq": lambda column, value: column == value,
-    "ne": lambda column, value: column != value,
+    "eq": _equal(lambda column, value: column == value),
+    "ne": _equal(lambda column, value: column != value),
     "gt": _ordered(lambda column, value: column > value),
     "gte": _ordered(lambda column, value: column >= value),
     "lt": _ordered(lambda column, value: column < value),
     "lte": _ordered(lambda column, value: column <= value),
-    "in": lambda column, value: column.in_(_members(value)),
-    "not_in": lambda column, value: column.not_in(_members(value)),
-    "between": _between,
+    "in": _among(lambda column, members: column.in_(members)),
+    "not_in": _among(lambda column, members: column.not_in(members)),
+    "between": _among(_between),
     "is_null": _is_null,
-    "is": lambda column, value: column.is_(value),
-    "is_not": lambda column, value: column.is_not(value),
+    "is": _identical(lambda column, value: column.is_(value)),
+    "is_not": _identical(lambda column, value: column.is_not(value)),
     "like": _pattern("like"),
     "not_like": _pattern("not_like"),
     "ilike": _pattern("ilike"),

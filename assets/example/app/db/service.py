@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import exists as sa_exists
 from sqlalchemy import inspect as sa_inspect
 from sqlmodel import SQLModel, func, select
@@ -44,6 +44,10 @@ _List = list
 @dataclass(frozen=True, slots=True)
 class Page(Generic[ItemT]):
     """A slice of rows, and how many rows there are in all."""
+
+    # As a response model it validates and filters its items; pydantic would otherwise
+    # trust an instance, and send rows as they are.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(revalidate_instances="always")
 
     items: list[ItemT]
     total: int
@@ -209,7 +213,7 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
             InvalidValue: unknown key; NULL, out of range or too long for its column.
             Conflict: a unique key or foreign key refuses the row.
         """
-        payload = self._payload(self.create_schema, data)
+        payload = self._payload(self.create_schema, data, defaults=True)
         self._check_columns(values)
         row = self.model.model_validate({**payload, **values})
         self.session.add(row)
@@ -298,20 +302,34 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
         return _List((await self._exec(statement)).unique().all())
 
     def _primary_key(self, pk: Any) -> _List[Condition]:
-        columns = mapper_of(self.model).primary_key
+        mapper = mapper_of(self.model)
+        names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
         key: _List[Any] = _List(pk) if pk.__class__ is tuple else [pk]
-        if len(key) != len(columns):
-            names = ", ".join(column.name for column in columns)
-            raise InvalidQuery(f"the primary key of {self.model.__name__} is ({names}): {pk!r}")
-        return [column == value for column, value in zip(columns, key, strict=True)]
+        if len(key) != len(names):
+            wanted = ", ".join(names)
+            raise InvalidQuery(f"the primary key of {self.model.__name__} is ({wanted}): {pk!r}")
+        return build_filters(self.model, dict(zip(names, key, strict=True)))
 
     async def _target(self, target: Any) -> ModelT:
-        return target if isinstance(target, self.model) else await self.get(target)
+        if not isinstance(target, self.model):
+            return await self.get(target)
+        if target not in self.session:  # a flush would pass over it, and change nothing
+            name = self.model.__name__
+            raise InvalidQuery(f"this {name} is not of this session; pass its primary key")
+        return target
 
     def _payload(
-        self, schema: type[BaseModel], data: BaseModel | Mapping[str, Any]
+        self,
+        schema: type[BaseModel],
+        data: BaseModel | Mapping[str, Any],
+        *,
+        defaults: bool = False,
     ) -> dict[str, Any]:
-        """The fields that were set, validated; relations and nested models are kept."""
+        """The fields that were set, validated; relations and nested models are kept.
+
+        With `defaults` also what the payload's class fills in. A default of None says
+        nothing: the model or the database fills the column then.
+        """
         if not isinstance(data, BaseModel):
             known = {
                 name
@@ -324,6 +342,8 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
                     raise InvalidValue(unknown(schema, "field", key, known))
             data = schema.model_validate(data)
         payload = {name: getattr(data, name) for name in data.model_fields_set}
+        if defaults:
+            payload = {name: value for name, value in data if value is not None} | payload
         self._check_columns(payload)
         return payload
 

@@ -1,0 +1,193 @@
+"""HTTP endpoints. Reading ones take `ReadSessionDep`; writing ones take `SessionDep`, which
+commits before the response is sent. Errors of the services become responses in `db/web.py`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, status
+from pydantic import BaseModel, ConfigDict, Field
+
+from .db import Page
+from .db.web import ReadSessionDep, SessionDep
+from .models import (
+    Assignment,
+    AssignmentPublic,
+    AssignmentUpdate,
+    Hero,
+    HeroCreate,
+    HeroDetail,
+    HeroPublic,
+    HeroUpdate,
+    HeroWithTeam,
+    MentorUpdate,
+    Mission,
+    MissionCreate,
+    MissionDetail,
+    MissionPublic,
+    MissionUpdate,
+    RowId,
+    Team,
+    TeamCreate,
+    TeamDetail,
+    TeamPublic,
+    TeamUpdate,
+)
+from .services import AssignmentService, HeroService, MissionService, TeamService
+
+
+class Problem(BaseModel):
+    """The body of an error (RFC 9457), as `db/web.py` sends it."""
+
+    title: str
+    status: int
+    detail: str
+    constraint: str | None = None
+    columns: list[str] = []
+
+
+_PROBLEM = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    404: {"description": "No such row", **_PROBLEM},
+    409: {"description": "Clashes with what is stored", **_PROBLEM},
+}
+
+heroes = APIRouter(prefix="/heroes", tags=["heroes"], responses=_ERRORS)
+teams = APIRouter(prefix="/teams", tags=["teams"], responses=_ERRORS)
+missions = APIRouter(prefix="/missions", tags=["missions"], responses=_ERRORS)
+
+
+class Paging(BaseModel):
+    """Query parameters of a list; an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(default=50, ge=1, le=100)
+    offset: int = Field(default=0, ge=0, le=2**31 - 1)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `ServiceBase.page`: the parameters that were given have its names."""
+        return self.model_dump(exclude_none=True)
+
+
+class HeroFilters(Paging):
+    """What clients may filter and sort heroes by."""
+
+    order_by: Literal["name", "-name", "power", "-power"] = "name"
+    name__icontains: str | None = Field(default=None, max_length=100)
+    power__gte: int | None = Field(default=None, ge=0, le=100)
+    power__lte: int | None = Field(default=None, ge=0, le=100)
+    team_id: RowId | None = None
+    team_id__is_null: bool | None = None
+    team__name: str | None = Field(default=None, max_length=100)
+    assignments__mission_id: RowId | None = None
+
+
+class MissionFilters(Paging):
+    title__icontains: str | None = Field(default=None, max_length=200)
+    done: bool | None = None
+
+
+# -- heroes ----------------------------------------------------------------------------
+
+
+@heroes.post("", response_model=HeroPublic, status_code=status.HTTP_201_CREATED)
+async def create_hero(session: SessionDep, data: HeroCreate) -> Hero:
+    return await HeroService(session).create(data)
+
+
+@heroes.get("", response_model=Page[HeroWithTeam])
+async def list_heroes(
+    session: ReadSessionDep, filters: Annotated[HeroFilters, Query()]
+) -> Page[Hero]:
+    return await HeroService(session).page(load="team", **filters.arguments())
+
+
+@heroes.get("/{hero_id}", response_model=HeroDetail)
+async def read_hero(session: ReadSessionDep, hero_id: RowId) -> Hero:
+    load = ("team", "mentor", "apprentices", "assignments.mission")
+    return await HeroService(session).get(hero_id, load=load)
+
+
+@heroes.patch("/{hero_id}", response_model=HeroPublic)
+async def update_hero(session: SessionDep, hero_id: RowId, data: HeroUpdate) -> Hero:
+    return await HeroService(session).update(hero_id, data)
+
+
+@heroes.put("/{hero_id}/mentor", response_model=HeroPublic)
+async def set_mentor(session: SessionDep, hero_id: RowId, data: MentorUpdate) -> Hero:
+    return await HeroService(session).set_mentor(hero_id, data.mentor_id)
+
+
+@heroes.put("/{hero_id}/missions/{mission_id}", response_model=AssignmentPublic)
+async def assign(
+    session: SessionDep, hero_id: RowId, mission_id: RowId, data: AssignmentUpdate
+) -> Assignment:
+    return await AssignmentService(session).assign(hero_id, mission_id, data)
+
+
+@heroes.delete("/{hero_id}/missions/{mission_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def unassign(session: SessionDep, hero_id: RowId, mission_id: RowId) -> None:
+    await AssignmentService(session).delete((hero_id, mission_id))
+
+
+@heroes.delete("/{hero_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def delete_hero(session: SessionDep, hero_id: RowId) -> None:
+    await HeroService(session).delete(hero_id)
+
+
+# -- teams -----------------------------------------------------------------------------
+
+
+@teams.post("", response_model=TeamPublic, status_code=status.HTTP_201_CREATED)
+async def create_team(session: SessionDep, data: TeamCreate) -> Team:
+    return await TeamService(session).create(data)
+
+
+@teams.get("", response_model=Page[TeamPublic])
+async def list_teams(session: ReadSessionDep, paging: Annotated[Paging, Query()]) -> Page[Team]:
+    return await TeamService(session).page(order_by="name", **paging.arguments())
+
+
+@teams.get("/{team_id}", response_model=TeamDetail)
+async def read_team(session: ReadSessionDep, team_id: RowId) -> Team:
+    return await TeamService(session).get(team_id, load="heroes")
+
+
+@teams.patch("/{team_id}", response_model=TeamPublic)
+async def update_team(session: SessionDep, team_id: RowId, data: TeamUpdate) -> Team:
+    return await TeamService(session).update(team_id, data)
+
+
+@teams.delete("/{team_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def delete_team(session: SessionDep, team_id: RowId) -> None:
+    await TeamService(session).delete(team_id)
+
+
+# -- missions --------------------------------------------------------------------------
+
+
+@missions.post("", response_model=MissionPublic, status_code=status.HTTP_201_CREATED)
+async def create_mission(session: SessionDep, data: MissionCreate) -> Mission:
+    return await MissionService(session).create(data)
+
+
+@missions.get("", response_model=Page[MissionPublic])
+async def list_missions(
+    session: ReadSessionDep, filters: Annotated[MissionFilters, Query()]
+) -> Page[Mission]:
+    return await MissionService(session).page(order_by="title", **filters.arguments())
+
+
+@missions.get("/{mission_id}", response_model=MissionDetail)
+async def read_mission(session: ReadSessionDep, mission_id: RowId) -> Mission:
+    return await MissionService(session).get(mission_id, load="assignments.hero")
+
+
+@missions.patch("/{mission_id}", response_model=MissionPublic)
+async def update_mission(session: SessionDep, mission_id: RowId, data: MissionUpdate) -> Mission:
+    return await MissionService(session).update(mission_id, data)
+
+
+@missions.delete("/{mission_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def delete_mission(session: SessionDep, mission_id: RowId) -> None:
+    await MissionService(session).delete(mission_id)
