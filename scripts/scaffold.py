@@ -49,8 +49,9 @@ DRIVER_DEPENDENCIES: dict[str, tuple[str, ...]] = {
     "asyncpg": ("asyncpg>=0.30",),
     "psycopg": ("psycopg[binary]>=3.2",),
     # cryptography: MySQL 8 passwords (caching_sha2_password) over a plain connection.
-    "aiomysql": ("aiomysql>=0.3", "cryptography>=42"),
-    "asyncmy": ("asyncmy>=0.2.10", "cryptography>=42"),
+    # pymysql: with 1.2, aiomysql 0.3.2 cannot send bytes. asyncmy: CVE-2025-65896.
+    "aiomysql": ("aiomysql>=0.3", "pymysql>=1.1.1,<1.2", "cryptography>=42"),
+    "asyncmy": ("asyncmy>=0.2.12", "cryptography>=42"),
 }
 SERVE = "uvicorn app.main:app --reload"
 LOOK = """\
