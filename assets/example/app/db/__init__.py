@@ -17,6 +17,7 @@ from .errors import (
     NotNullViolation,
     ServiceError,
     StaleData,
+    Unavailable,
     UniqueViolation,
     translate_errors,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "StaleData",
     "Timestamp",
     "TimestampMixin",
+    "Unavailable",
     "UniqueViolation",
     "async_url",
     "translate_errors",

@@ -23,7 +23,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from .errors import translate_errors
+from .errors import Unavailable, translate_errors
 
 DRIVERS: dict[str, tuple[str, ...]] = {
     "sqlite": ("aiosqlite",),
@@ -308,14 +308,16 @@ class Database:
         """Ask the database for an answer: `SELECT 1`.
 
         Args:
-            timeout: seconds, for connecting and answering together.
+            timeout: seconds, for a free connection, connecting and answering together.
 
         Raises:
-            TimeoutError: no answer in time (also SQLAlchemy's, from a full pool).
-            OSError, sqlalchemy.exc.DBAPIError: the server refused.
+            Unavailable: no answer in time, or an error in its place; see `__cause__`.
         """
-        async with asyncio.timeout(timeout), self.read_engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
+        try:
+            async with asyncio.timeout(timeout), self.read_engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        except Exception as error:  # on SQLAlchemy 2.0 a failed login is the driver's own
+            raise Unavailable("The database does not answer.") from error
 
     async def create_tables(self, metadata: MetaData = SQLModel.metadata) -> None:
         """CREATE TABLE for every imported model that has no table. Development only.

@@ -9,10 +9,11 @@ No HTTP here: `web.py` maps these classes to responses.
     |-- InvalidValue             unknown key in a payload, value out of range or too long
     |   |-- NotNullViolation     NOT NULL
     |   `-- CheckViolation       CHECK
-    `-- Conflict                 the row clashes with what is stored
-        |-- UniqueViolation      UNIQUE or PRIMARY KEY
-        |-- ForeignKeyViolation  FOREIGN KEY, from either side
-        `-- StaleData            the row was changed or deleted by somebody else
+    |-- Conflict                 the row clashes with what is stored
+    |   |-- UniqueViolation      UNIQUE or PRIMARY KEY
+    |   |-- ForeignKeyViolation  FOREIGN KEY, from either side
+    |   `-- StaleData            the row was changed or deleted by somebody else
+    `-- Unavailable              the database does not answer (`Database.ping`)
 
 Deadlocks, lock timeouts and lost connections are not the caller's fault and stay
 what SQLAlchemy raises (`OperationalError`, `DBAPIError`).
@@ -51,6 +52,10 @@ class MultipleFound(ServiceError):
 
 class InvalidQuery(ServiceError):
     """A filter, sort key or load path names something that the model does not have."""
+
+
+class Unavailable(ServiceError):
+    """The database does not answer."""
 
 
 class _ConstraintError(ServiceError):
@@ -222,7 +227,10 @@ def _postgresql(cause: Any) -> _Found | None:
 
 
 def _sqlite(cause: Any) -> _Found | None:
-    kind = _SQLITE.get(getattr(cause, "sqlite_errorname", ""))
+    kind = _SQLITE.get(name := getattr(cause, "sqlite_errorname", ""))
+    # ON DELETE RESTRICT is a trigger inside SQLite; one of the user's own is none of ours.
+    if name == "SQLITE_CONSTRAINT_TRIGGER" and str(cause).startswith("FOREIGN KEY"):
+        kind = ForeignKeyViolation
     if kind is None:
         return None
     # "UNIQUE constraint failed: hero.name, hero.team_id"; "CHECK constraint failed: ck_x"

@@ -186,7 +186,8 @@ OPERATORS: dict[str, _Operator] = {
     "iendswith": _text("iendswith"),
 }
 """Operators of `field__op=value`. Text operators match `%` and `_` literally; `like`
-and its kin take a pattern. Without an operator the filter is `eq`."""
+and its kin take a pattern. Without an operator the filter is `eq`. A value has the type
+of its column: "5" is not taken for an integer."""
 
 
 def mapper_of(model: type[SQLModel]) -> Mapper[Any]:

@@ -11,11 +11,14 @@ Methods flush and never commit: the transaction belongs to the caller
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from types import SimpleNamespace
+from typing import Any, ClassVar, Generic, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+from sqlalchemy import ColumnElement
 from sqlalchemy import exists as sa_exists
 from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.orm import InstanceState
 from sqlmodel import SQLModel, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
@@ -35,6 +38,7 @@ from .query import (
 ModelT = TypeVar("ModelT", bound=SQLModel)
 CreateT = TypeVar("CreateT", bound=BaseModel)
 UpdateT = TypeVar("UpdateT", bound=BaseModel)
+SchemaT = TypeVar("SchemaT", bound=BaseModel)
 ItemT = TypeVar("ItemT")
 
 # `list` is a method below; inside the class the name means the method.
@@ -110,6 +114,7 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
             MultipleFound: the filters match several rows.
             InvalidQuery: unknown field, operator or relation; or nothing to search by.
         """
+        pk, where = _key_or_condition(pk, where)
         row = await self.get_or_none(pk, *where, load=load, **filters)
         if row is None:
             key = ", ".join(filters) if pk is None else repr(pk)
@@ -120,6 +125,7 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
         self, pk: Any = None, /, *where: Condition, load: Load = (), **filters: Any
     ) -> ModelT | None:
         """Like `get`, with None where no row matches."""
+        pk, where = _key_or_condition(pk, where)
         if pk is None and not where and not filters:
             raise InvalidQuery("get needs a primary key or a filter")
         conditions = [*where]
@@ -201,7 +207,8 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
         """Insert one row and return it, with what the database generated.
 
         Args:
-            data: the payload, or a mapping that is validated as one.
+            data: the payload, or a mapping that is validated as one. Its defaults count,
+                but a default of None leaves the column to the model and the database.
             load: relations to fetch along.
             values: columns that the client does not choose, e.g. `owner_id=user.id`.
 
@@ -209,13 +216,15 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
         SELECT more and one per to-many relation.
 
         Raises:
-            pydantic.ValidationError: the mapping, or the row as a whole, is not valid.
-            InvalidValue: unknown key; NULL, out of range or too long for its column.
+            InvalidValue: unknown key, or a value that the payload's class, the model or
+                the table refuses.
             Conflict: a unique key or foreign key refuses the row.
         """
         payload = self._payload(self.create_schema, data, defaults=True)
         self._check_columns(values)
-        row = self.model.model_validate({**payload, **values})
+        # Not a mapping: SQLModel would take its method `items` for a relation of that name.
+        source = SimpleNamespace(**{**payload, **values})
+        row = _validated(self.model, source)
         self.session.add(row)
         await self._flush(row)
         return await self._loaded(row, load)
@@ -233,16 +242,17 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
         A field that was not sent stays as it is; an explicit None is written.
 
         Args:
-            target: primary key, or a row of this session.
+            target: primary key, or a row of this session; of another one is InvalidQuery.
             data: the payload, or a mapping that is validated as one.
             load: relations to fetch along.
             values: columns that the client does not choose, e.g. `editor_id=user.id`.
 
-        SQL: SELECT by primary key (none for a row), UPDATE when something changed.
+        SQL: SELECT by primary key (none for a row), UPDATE when something changed, and
+        one SELECT more where the database computes a column at UPDATE.
 
         Raises:
             NotFound: no row with this key.
-            pydantic.ValidationError, InvalidValue, Conflict: as for `create`.
+            InvalidValue, Conflict: as for `create`.
         """
         payload = self._payload(self.update_schema, data)
         self._check_columns(values)
@@ -340,7 +350,7 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
             for key in data:
                 if key not in known:
                     raise InvalidValue(unknown(schema, "field", key, known))
-            data = schema.model_validate(data)
+            data = _validated(schema, data)
         payload = {name: getattr(data, name) for name in data.model_fields_set}
         if defaults:
             payload = {name: value for name, value in data if value is not None} | payload
@@ -358,7 +368,8 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
             await self.session.flush()
         # What the database computed and did not return (no RETURNING, or an UPDATE with
         # a server-side value) would be a lazy load later: fetch it now.
-        expired = sa_inspect(row).expired_attributes & {*mapper_of(self.model).column_attrs.keys()}
+        state = cast(InstanceState[Any], sa_inspect(row))
+        expired = state.expired_attributes & {*mapper_of(self.model).column_attrs.keys()}
         if expired:
             await self.session.refresh(row, attribute_names=sorted(expired))
 
@@ -371,3 +382,22 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
             statement = statement.execution_options(populate_existing=True)
             (await self._exec(statement)).unique().one()
         return row
+
+
+def _validated(schema: type[SchemaT], data: object) -> SchemaT:
+    try:
+        return schema.model_validate(data, from_attributes=True)
+    except ValidationError as error:
+        # Names and rules only: the values may be secrets.
+        found = error.errors(include_input=False, include_url=False)
+        fields = tuple(".".join(str(part) for part in each["loc"]) for each in found)
+        rules = [f"{name}: {each['msg']}" for name, each in zip(fields, found, strict=True)]
+        message = f"{schema.__name__} is not valid: {'; '.join(rules)}"
+        raise InvalidValue(message, columns=fields) from error
+
+
+def _key_or_condition(pk: Any, where: tuple[Condition, ...]) -> tuple[Any, tuple[Condition, ...]]:
+    """`get(Hero.age > 3)`: a condition in the place of the key is one more condition."""
+    if isinstance(pk, ColumnElement):
+        return None, (cast(Condition, pk), *where)
+    return pk, where

@@ -17,6 +17,7 @@ from .errors import (
     MultipleFound,
     NotFound,
     ServiceError,
+    Unavailable,
 )
 
 
@@ -52,6 +53,7 @@ STATUS: dict[type[ServiceError], HTTPStatus] = {
     MultipleFound: HTTPStatus.CONFLICT,
     InvalidQuery: HTTPStatus.UNPROCESSABLE_ENTITY,
     InvalidValue: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """The one place where domain errors become status codes; subclasses inherit."""
 

@@ -1,0 +1,316 @@
+"""ServiceBase: what it returns, and exactly which SQL it sends."""
+# a unit of work that fails has several statements
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlmodel import col
+
+from app.db import (
+    Database,
+    ForeignKeyViolation,
+    InvalidQuery,
+    InvalidValue,
+    MultipleFound,
+    NotFound,
+    ServiceBase,
+    UniqueViolation,
+)
+
+from .conftest import ROOT, Counter
+from .models import (
+    Item,
+    ItemCreate,
+    ItemService,
+    ItemTagService,
+    ItemUpdate,
+    Kind,
+    Shop,
+    ShopService,
+    Tag,
+)
+from .typed import CountedItems
+
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("error::DeprecationWarning")]
+
+SAW, NORTH = UUID(int=11), UUID(int=1)
+AT = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+@pytest.fixture
+async def stock(db: Database) -> Database:
+    async with db.session() as session:
+        north = Shop(id=NORTH, name="north")
+        saw = Item(id=SAW, name="saw", price=10, shop=north, tags=[Tag(name="red")])
+        session.add_all([saw, Item(name="axe", price=10, note="sharp"), Shop(name="south")])
+    return db
+
+
+# -- statements -----------------------------------------------------------------
+
+Call = Callable[[ItemService], Awaitable[Any]]
+COUNTS: dict[str, tuple[list[str], Call]] = {
+    "get": (["SELECT"], lambda s: s.get(SAW)),
+    "get with to-one": (["SELECT"], lambda s: s.get(SAW, load=("shop", "parent"))),
+    "get with to-many": (["SELECT"] * 3, lambda s: s.get(SAW, load=("tags", "children"))),
+    "get_or_none": (["SELECT"], lambda s: s.get_or_none(uuid4())),
+    "list": (["SELECT"], lambda s: s.list(shop__name="north", order_by="-price", limit=5)),
+    "list with to-many": (["SELECT"] * 2, lambda s: s.list(load="tags")),
+    "page": (["SELECT"] * 2, lambda s: s.page(tags__name="red")),
+    "page with to-many": (["SELECT"] * 3, lambda s: s.page(load=("shop", "tags"))),
+    "count": (["SELECT"], lambda s: s.count(tags__name="red")),
+    "exists": (["SELECT"], lambda s: s.exists(name="saw")),
+    "create": (["INSERT"], lambda s: s.create(ItemCreate(name="new"))),
+    "create with load": (
+        ["INSERT", "SELECT", "SELECT"],
+        lambda s: s.create(ItemCreate(name="new"), load=("shop", "tags")),
+    ),
+    # The last SELECT fetches `revision`, which the database computes at an UPDATE.
+    "update": (["SELECT", "UPDATE", "SELECT"], lambda s: s.update(SAW, {"price": 11})),
+    "update of nothing": (["SELECT"], lambda s: s.update(SAW, ItemUpdate())),
+    "update to the same": (["SELECT"], lambda s: s.update(SAW, {"price": 10})),
+    # The link row goes with the item, by the ORM's cascade.
+    "delete": (["SELECT", "SELECT", "DELETE", "DELETE"], lambda s: s.delete(SAW)),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+async def test_statements(stock: Database, statements: Counter, name: str) -> None:
+    expected, call = COUNTS[name]
+    async with stock.session() as session:
+        with statements(stock) as sent:
+            await call(ItemService(session))
+    assert [statement.split()[0] for statement in sent] == expected
+
+
+async def test_a_row_of_the_session_is_not_selected_again(
+    stock: Database, statements: Counter
+) -> None:
+    async with stock.session() as session:
+        service = ShopService(session)
+        south = await service.get(name="south")
+        with statements(stock) as sent:
+            await service.update(south, {"name": "east"})
+            assert [each.split()[0] for each in sent] == ["UPDATE"]
+            await service.delete(south)
+    assert [each.split()[0] for each in sent] == ["UPDATE", "DELETE"]
+
+
+async def test_count_and_exists_are_computed_by_the_database(
+    stock: Database, statements: Counter
+) -> None:
+    async with stock.session() as session:
+        with statements(stock) as sent:
+            assert await ItemService(session).count(price=10) == 2
+            assert await ItemService(session).exists(price=11) is False
+    assert "count(*)" in sent[0]
+    assert sent[1].startswith("SELECT EXISTS")
+
+
+# -- read -----------------------------------------------------------------------
+
+
+async def test_get(stock: Database) -> None:
+    async with stock.read_session() as session:
+        service = ItemService(session)
+        saw = await service.get(SAW)
+        assert saw.name == "saw"
+        assert await service.get(name="saw", price__gt=9) is saw
+        assert await service.get(col(Item.name) == "saw", price=10) is saw
+        assert await service.get_or_none(SAW, price=11) is None
+        assert await service.get_or_none(uuid4()) is None
+        with pytest.raises(NotFound, match=r"^Item not found: name, price$"):
+            await service.get(name="none", price=1)  # names, no values
+        with pytest.raises(NotFound, match=r"^Item not found: no row matches$"):
+            await service.get(col(Item.name) == "none")
+        with pytest.raises(MultipleFound, match="several rows of Item match"):
+            await service.get(price=10)
+        with pytest.raises(InvalidQuery, match="get needs a primary key or a filter"):
+            await service.get()
+        with pytest.raises(InvalidQuery, match=r"primary key of Item is \(id\): \(1, 2\)"):
+            await service.get((1, 2))
+        with pytest.raises(InvalidQuery, match="id: eq takes UUID, not str"):
+            await service.get(str(SAW))  # MySQL would compare the key as text
+
+
+async def test_composite_key(stock: Database) -> None:
+    async with stock.session() as session:
+        service = ItemTagService(session)
+        tag_id = (await service.get(item_id=SAW)).tag_id
+        assert (await service.get((SAW, tag_id))).tag_id == tag_id
+        assert await service.get_or_none((tag_id, SAW)) is None
+        with pytest.raises(InvalidQuery, match=r"primary key of ItemTag is \(item_id, tag_id\)"):
+            await service.get(SAW)
+        assert (await service.update((SAW, tag_id), {"weight": 5})).weight == 5
+        await service.delete((SAW, tag_id))
+        assert await service.count() == 0
+
+
+# -- write ----------------------------------------------------------------------
+
+
+async def test_create(db: Database) -> None:
+    async with db.session() as session:
+        service = ItemService(session)
+        made = await service.create(ItemCreate(name="a", kind=Kind.TOY), sold_at=AT)
+        by_mapping = await service.create({"name": "b", "kind": "toy", "note": None}, price=4)
+    # Readable after the session: nothing is left to load, also what the server computed.
+    assert (made.origin, made.revision, made.price) == ("here", 1, 0)
+    assert made.note == "new"  # the payload's default; None stands where it was sent
+    assert (by_mapping.kind, by_mapping.price, by_mapping.note) == (Kind.TOY, 4, None)
+    async with db.read_session() as session:
+        stored = await ItemService(session).get(made.id)
+    assert stored.model_dump() == made.model_dump()
+    assert (stored.sold_at, stored.created_at) == (AT, made.created_at)  # microseconds too
+
+
+@pytest.mark.parametrize(
+    ("data", "values", "error", "message"),
+    [
+        ({"nmae": "x"}, {}, InvalidValue, "ItemCreate has no field 'nmae'; did you mean 'name'"),
+        ({"name": "x"}, {"prize": 1}, InvalidValue, "Item has no field 'prize'.*'price'"),
+        ({"name": "x"}, {"metadata": 1}, InvalidValue, "Item has no field 'metadata'"),
+        ({}, {}, InvalidValue, "ItemCreate is not valid: name: Field required"),
+        ({"name": "x", "price": "y"}, {}, InvalidValue, "price: .*valid integer"),
+        (
+            {"name": "x"},
+            {"kind": "nope"},
+            InvalidValue,
+            "Item is not valid: kind: .*'tool' or 'toy'",
+        ),
+        ({"name": "saw", "shop_id": NORTH}, {}, UniqueViolation, "uq_item_shop_id_name"),
+        ({"name": "x", "shop_id": SAW}, {}, ForeignKeyViolation, "referenced row"),
+    ],
+    ids=range(8),
+)
+async def test_create_refuses(
+    stock: Database, data: Any, values: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        async with stock.session() as session:
+            await ItemService(session).create(data, **values)
+    async with stock.read_session() as session:
+        assert await ItemService(session).count() == 2
+
+
+async def test_a_refused_row_leaves_the_transaction_usable(stock: Database) -> None:
+    async with stock.session() as session:
+        service = ShopService(session)
+        await service.create({"name": "east"})
+        with pytest.raises(UniqueViolation):
+            async with session.begin_nested():
+                await service.create({"name": "north"})
+        await service.create({"name": "west"})
+    async with stock.read_session() as session:
+        assert await ShopService(session).count(name__in=["east", "west"]) == 2
+
+
+async def test_update_changes_what_was_sent_and_nothing_else(stock: Database) -> None:
+    async with stock.read_session() as session:
+        before = (await ItemService(session).get(SAW)).model_dump()
+    await asyncio.sleep(0.002)
+    async with stock.session() as session:
+        changed = await ItemService(session).update(SAW, ItemUpdate(price=12), origin="there")
+    after = changed.model_dump()
+    assert after["updated_at"] > before["updated_at"]
+    assert after["revision"] == 2  # computed by the server, readable without a session
+    differs = {name for name in after if after[name] != before[name]}
+    assert differs == {"price", "origin", "updated_at", "revision"}
+    async with stock.read_session() as session:
+        assert (await ItemService(session).get(SAW)).model_dump() == after
+
+
+async def test_explicit_none_is_written(stock: Database) -> None:
+    async with stock.session() as session:
+        service = ItemService(session)
+        axe = await service.update((await service.get(name="axe")).id, {"note": None})
+        saw = await service.update(SAW, ItemUpdate(shop_id=None))
+    async with stock.read_session() as session:
+        service = ItemService(session)
+        assert (await service.get(axe.id)).note is None
+        assert (await service.get(saw.id)).shop_id is None
+    with pytest.raises(InvalidValue):
+        async with stock.session() as session:
+            await ItemService(session).update(SAW, {"name": None})
+
+
+async def test_update_and_delete_refuse(stock: Database) -> None:
+    async with stock.session() as session:
+        service = ItemService(session)
+        with pytest.raises(NotFound, match=r"^Item not found: UUID"):
+            await service.update(uuid4(), {"price": 1})
+        with pytest.raises(NotFound):
+            await service.delete(uuid4())
+        with pytest.raises(InvalidValue, match="ItemUpdate has no field 'prize'"):
+            await service.update(SAW, {"prize": 1})
+        with pytest.raises(InvalidValue, match="Item has no field 'prize'"):
+            await service.update(SAW, {}, prize=1)
+        saw = await service.get(SAW)
+    async with stock.session() as session:
+        service = ItemService(session)
+        for call in (service.update(saw, {"price": 1}), service.delete(saw)):
+            with pytest.raises(InvalidQuery, match="not of this session; pass its primary key"):
+                await call
+        assert (await service.get(SAW)).price == 10
+    with pytest.raises(ForeignKeyViolation):
+        async with stock.session() as session:
+            await ShopService(session).delete(NORTH)
+
+
+async def test_pending_change_fails_at_the_read_that_sends_it(stock: Database) -> None:
+    async with stock.sessions() as session:
+        session.add(Tag(name="red"))
+        with pytest.raises(UniqueViolation):
+            await ItemService(session).count()
+
+
+async def test_delete_takes_its_links_along(stock: Database) -> None:
+    async with stock.session() as session:
+        await ItemService(session).delete(SAW)
+    async with stock.read_session() as session:
+        assert await ItemTagService(session).count() == 0
+        assert await ItemService(session).count() == 1
+
+
+# -- classes --------------------------------------------------------------------
+
+
+async def test_subclasses(stock: Database) -> None:
+    class Untyped(ServiceBase):  # type: ignore[type-arg]
+        pass
+
+    class Inherited(ItemService):
+        pass
+
+    async with stock.read_session() as session:
+        with pytest.raises(TypeError, match=r"class Untyped\(ServiceBase\[Model, Create, Update"):
+            Untyped(session)  # pyright: ignore[reportUnknownArgumentType]
+        for service in (Inherited(session), CountedItems(session)):
+            assert (service.model, service.create_schema) == (Item, ItemCreate)
+            assert await service.count() == 2
+        assert (await CountedItems(session).first()).name in {"axe", "saw"}
+    with pytest.raises(TypeError, match="ItemCreate has no table"):
+
+        class NoTable(ServiceBase[ItemCreate, ItemCreate, ItemUpdate]):  # pyright: ignore[reportUnusedClass]
+            pass
+
+
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_types(checker: str) -> None:
+    file = Path(__file__).with_name("typed.py")
+    command = [sys.executable, "-m", checker]
+    if checker == "pyright":
+        command += ["--pythonpath", sys.executable]
+    result = subprocess.run(
+        [*command, str(file)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    found = result.stdout + result.stderr
+    assert result.returncode == 0, found
+    assert "no issues found in 1 source file" in found or "0 errors" in found
