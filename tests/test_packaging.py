@@ -413,7 +413,8 @@ def test_references() -> None:
 
 def test_references_are_looked_at(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    good = "# T\n\nRead this when x.\n\n## Contents\n\n- [One](#one)\n- [Two](#two)\n\n## One\n\n## Two\n"
+    contents = "## Contents\n\n- [One](#one)\n- [Two](#two)\n"
+    good = f"# T\n\nRead this when x.\n\n{contents}\n## One\n\n## Two\n"
     for text, problem in (
         (good, ""),
         (good + "\nx\n" * 140, "lines; at most 260"),

@@ -4,26 +4,42 @@ How to write a document that is one:
 
 * A heading starts a section, and a section with code is one test on each database: its
   own project folder, its own empty database (`DATABASE_URL` in the environment), its own
-  process. `.agents/skills/async-sqlmodel` in the folder is this repository.
+  process. `.agents/skills/async-sqlmodel` in the folder is this repository, and nothing
+  else of it can be imported.
 * A line that is only a path in backticks and a colon (`` `app/models.py`: ``) names the
-  file that the next block becomes. Blocks run in the order in which they stand.
+  file that the next block becomes. Blocks run in the order in which they stand. A file may
+  be replaced further down, once it was imported or run by `bash`.
 * Unnamed `python` blocks of a section are one program. `await` may stand at top level,
   as in `python -m asyncio`.
 * Named files and `bash` blocks that stand before the first sub-heading hold for every
-  section below.
-* `#> ` lines under a `print` are its output, and every `print` has them.
+  section below, which may replace the files.
+* `#> ` lines right below a `print` statement are its output, all of it also in a loop,
+  and every `print` has them. Comments that only look like output (`# -> 1`, `#>1`) are
+  refused.
 * A wrong example says what it raises, on its line or on the line above:
   `# raises: IntegrityError`, `# raises: StatementError: part of the message`,
   `# raises[postgresql, mysql]: DataError` where databases differ. The block must raise
-  just that, there. Later lines of that block do not run.
-* Every statement of a Python block must run, on each database.
-* `bash` runs in the folder. A `text` block after it is its output. `sql` runs on the
+  just that, there; of a `with` or `class` marked on its first line, that line. Other
+  comments that begin with "raise" or "raises" are refused.
+* Every statement of a Python block must run, on each database. Below a line that raises
+  stands only what runs on another database. Bodies of lambdas and of `if TYPE_CHECKING`
+  are not looked at.
+* A DeprecationWarning, a RuntimeWarning (also SQLAlchemy's, and a coroutine that is never
+  awaited) and an error in a task or thread are errors of the line that causes them; a
+  wrong example may promise them.
+* `bash` runs in the folder, and stops at the first command that fails. What it leaves
+  running ends with the section. A `text` block after it is its output. `sql` runs on the
   database. `toml`, `ini`, `yaml`, `json`, `mako` and `dotenv` blocks are named files and
   are parsed by the library that reads them.
 * `Databases: PostgreSQL, SQLite.` in a paragraph of its own restricts a section and those
   below it. Without it the section runs on all of them.
 * Python is linted and formatted: 100 columns, double quotes, sorted imports.
+* Blocks may stand in lists and quotes; headings may not, nor code in HTML.
+
+`pytest --update-examples` writes the `#>` lines, `--keep-folders` keeps the folder of a
+section that fails, `--section-timeout` limits one. A full run fails when a block was
+neither run nor checked, and when a document was not found.
 
 `document` reads, `runner` runs one section in a forked process of `zygote`, `style`
-lints, `plugin` is the pytest side.
+lints, `plugin` is the pytest side, `summary` counts.
 """

@@ -1,4 +1,4 @@
-"""The pytest side: collects Markdown files, runs their sections, prints what was covered."""
+"""The pytest side: collects Markdown files, runs their sections."""
 
 import dataclasses
 import fnmatch
@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, Self, cast
 
 import pytest
 
@@ -21,13 +21,11 @@ from tests.databases import DATABASES, Servers, Unavailable, required
 
 from .document import Block, Document, DocumentError, Section, parse
 from .style import problems
+from .summary import Blocks, Summary
 
 ROOT = Path(__file__).parents[2]
-SECTION_TIMEOUT = 120
 _SERVERS = pytest.StashKey[Servers]()
 _ZYGOTE = pytest.StashKey["Zygote"]()
-_DOCUMENTS = pytest.StashKey[dict[str, Document]]()
-_SEEN = pytest.StashKey[list[tuple[str, list[tuple[int, str]]]]]()
 _UPDATES = pytest.StashKey[dict[Path, dict[int, str]]]()
 
 
@@ -38,36 +36,56 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=",".join(DATABASES),
         help="Databases to run on, e.g. sqlite,postgresql (default: all)",
     )
+    group.addoption(
+        "--section-timeout",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="A section of a document that takes longer fails (default: 120)",
+    )
+    group.addoption(
+        "--keep-folders",
+        action="store_true",
+        help="Keep the project folders of sections that fail, and say where they are",
+    )
     parser.addini("mdtest", "Markdown documents that are tests (patterns)", type="linelist")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     chosen = _chosen(config)
-    unknown = set(chosen) - set(DATABASES)
+    unknown = sorted(set(chosen) - set(DATABASES))
     if unknown:
         names = ", ".join(DATABASES)
-        raise pytest.UsageError(f"--databases: unknown {sorted(unknown)}; choose from {names}")
+        raise pytest.UsageError(f"--databases: unknown {', '.join(unknown)}; choose from {names}")
     try:
         demanded = required()
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
+    if left_out := sorted(demanded - set(chosen)):
+        names = ", ".join(left_out)
+        raise pytest.UsageError(f"REQUIRE_DATABASES names {names}; --databases leaves it out")
     config.stash[_SERVERS] = servers = Servers()
-    config.stash[_DOCUMENTS] = {}
-    config.stash[_SEEN] = []
     config.stash[_UPDATES] = {}
-    if hasattr(config, "workerinput"):
-        return
-    # A stopped run stops its servers: SIGTERM takes the same way out as Ctrl-C.
+    config.pluginmanager.register(Summary(config, chosen), "mdtest-summary")
+    # A stopped run stops its servers: these signals take the same way out as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if demanded or getattr(config.option, "numprocesses", None):
-        # Before xdist starts its workers, which find the servers in the environment.
-        for database in chosen:
-            if database != "sqlite":
-                try:
-                    servers.url(database)
-                except Unavailable as error:
-                    if database in demanded:
-                        raise pytest.UsageError(f"{database} is required: {error}") from None
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    if hasattr(config, "workerinput") or config.getoption("collectonly"):
+        return
+    workers = config.getoption("numprocesses", None)
+    if workers and config.getoption("update_examples"):
+        raise pytest.UsageError("--update-examples rewrites documents: run it without -n")
+    if not workers:
+        # Servers start when first asked for, but a run that lacks one ends at once.
+        chosen = [database for database in chosen if database in demanded]
+    for database in chosen:  # before xdist's workers, which find them in the environment
+        try:
+            servers.start(database)
+        except Unavailable as error:
+            if database in demanded:
+                raise pytest.UsageError(f"{database} is required: {error}") from None
+        except RuntimeError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -93,53 +111,80 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _chosen(config: pytest.Config) -> list[str]:
-    return [name.strip() for name in config.getoption("--databases").split(",") if name.strip()]
+    option = cast(str, config.getoption("--databases"))
+    return [name.strip() for name in option.split(",") if name.strip()]
 
 
 # -- collection ----------------------------------------------------------------
 
 
-def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> "MarkdownFile | None":
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
     if file_path.suffix != ".md" or not file_path.is_relative_to(parent.config.rootpath):
         return None
     relative = file_path.relative_to(parent.config.rootpath).as_posix()
     if any(fnmatch.fnmatch(relative, pattern) for pattern in parent.config.getini("mdtest")):
-        return cast(MarkdownFile, MarkdownFile.from_parent(parent, path=file_path))
+        return MarkdownFile.make(parent, path=file_path)
     return None
 
 
-class MarkdownFile(pytest.File):
+class _Made:
+    """`from_parent` of pytest, with types."""
+
+    @classmethod
+    def make(cls, parent: pytest.Collector, **arguments: Any) -> Self:
+        return cast(Self, cast(Any, cls).from_parent(parent, **arguments))
+
+
+class MarkdownFile(_Made, pytest.File):
     """A document: one item for its style, one for each section and database."""
 
     def collect(self) -> Iterable[pytest.Item]:
+        where = self.path.relative_to(self.config.rootpath)
         try:
-            document = parse(self.path)
+            document = parse(where, self.path.read_text("utf-8"))
         except DocumentError as error:
             raise self.CollectError(str(error)) from None
-        self.config.stash[_DOCUMENTS][str(self.path)] = document
-        yield StyleItem.from_parent(self, name="style", document=document)
+        yield StyleItem.make(self, name="style", document=document)
         tested: set[int] = set()
         for title, section in document.tests():
             tested |= {block.line for block in section.program()}
             for database in _chosen(self.config):
                 if not section.databases or database in section.databases:
-                    yield SectionItem.from_parent(
+                    name = f"{title}[{database}]"
+                    yield SectionItem.make(
                         self,
-                        name=f"{title}[{database}]",
+                        name=name,
+                        # As text, so that pytest reads it as it reads its own cache (--lf).
+                        nodeid=f"{self.nodeid}::{name}",
                         document=document,
                         section=section,
                         database=database,
                     )
         for block in document.blocks():
             if block.line not in tested:
-                raise self.CollectError(f"{self.path}:{block.line}: no test runs this block")
+                raise self.CollectError(f"{where}:{block.line}: no test runs this block")
 
 
-class StyleItem(pytest.Item):
+class MarkdownItem(_Made, pytest.Item):
+    """Reports a `MarkdownFailure` without a traceback of the harness."""
+
+    def repr_failure(
+        self,
+        excinfo: pytest.ExceptionInfo[BaseException],
+        style: Literal["long", "short", "line", "no", "native", "value", "auto"] | None = None,
+    ) -> Any:
+        if isinstance(excinfo.value, MarkdownFailure):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+
+class StyleItem(MarkdownItem):
     """Lint and format of every Python block."""
 
+    document: Document
+
     def __init__(self, *, document: Document, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        cast(Any, super()).__init__(**kwargs)
         self.document = document
 
     def runtest(self) -> None:
@@ -147,105 +192,128 @@ class StyleItem(pytest.Item):
         if found:
             raise MarkdownFailure("\n".join(found))
 
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *_: Any) -> Any:
-        return _report(super().repr_failure, excinfo)
-
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, 0, self.name
 
 
-class SectionItem(pytest.Item):
+class SectionItem(MarkdownItem):
     """A section on a database."""
+
+    document: Document
+    section: Section
+    database: str
 
     def __init__(
         self, *, document: Document, section: Section, database: str, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        cast(Any, super()).__init__(**kwargs)
         self.document = document
         self.section = section
         self.database = database
         self.add_marker(database)
 
-    def runtest(self) -> None:
-        servers = self.config.stash[_SERVERS]
-        folder = Path(tempfile.mkdtemp(prefix="mdtest-"))
-        self._run(servers, folder)
-        shutil.rmtree(folder)  # a failed section leaves its folder to look at
+    def blocks(self) -> Blocks:
+        """What the item stands for in the summary."""
+        lines = [block.line for block in self.section.program()]
+        return Blocks(str(self.document.path), self.database, lines)
 
-    def _run(self, servers: Servers, folder: Path) -> None:
-        skills = folder / ".agents" / "skills"
-        skills.mkdir(parents=True)
-        (skills / "async-sqlmodel").symlink_to(ROOT)
+    def runtest(self) -> None:
+        with self._scratch() as scratch, self._database(scratch) as url:
+            self._check(scratch, self._run(scratch, url))
+
+    @contextmanager
+    def _scratch(self) -> Generator[Path]:
+        """Holds the project folder and, beside it, what the document must not see."""
+        scratch = Path(tempfile.mkdtemp(prefix="mdtest-")).resolve()
         try:
-            url = servers.create(self.database, folder)
+            skills = scratch / "project" / ".agents" / "skills"
+            skills.mkdir(parents=True)
+            (skills / "async-sqlmodel").symlink_to(ROOT)
+            yield scratch
+        except MarkdownFailure as failure:
+            if not self.config.getoption("keep_folders"):
+                raise
+            kept = Path(tempfile.mkdtemp(prefix="kept-mdtest-"))
+            shutil.copytree(scratch, kept, symlinks=True, dirs_exist_ok=True)
+            raise MarkdownFailure(f"{failure}\n\nfolder: {kept / 'project'}") from None
+        finally:
+            shutil.rmtree(scratch)
+
+    @contextmanager
+    def _database(self, scratch: Path) -> Generator[str]:
+        servers = self.config.stash[_SERVERS]
+        try:
+            url = servers.create(self.database, scratch)
         except Unavailable as error:
             if self.database in required():
                 raise MarkdownFailure(f"{self.database} is required: {error}") from None
             pytest.skip(str(error))
-        blocks = self.section.program()
+        except RuntimeError as error:
+            raise MarkdownFailure(str(error)) from None
         try:
-            result = self._zygote().run(
-                {
-                    "document": str(self.path),
-                    "folder": str(folder),
-                    "database": self.database,
-                    "environment": {
-                        "DATABASE_URL": url.render_as_string(hide_password=False),
-                        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                        "HOME": str(folder),
-                    },
-                    "blocks": [dataclasses.asdict(block) for block in blocks],
-                    "update": self.config.getoption("update_examples"),
-                }
-            )
+            yield url.render_as_string(hide_password=False)
         finally:
             servers.drop(url)
-        where = self.path.relative_to(self.config.rootpath)
+
+    def _run(self, scratch: Path, url: str) -> dict[str, Any]:
+        folder = scratch / "project"
+        job = {
+            "document": str(self.path),
+            "folder": str(folder),
+            "scratch": str(scratch),
+            "database": self.database,
+            "databases": self.section.databases or DATABASES,
+            "environment": {
+                "DATABASE_URL": url,
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "HOME": str(folder),
+            },
+            "blocks": [dataclasses.asdict(block) for block in self.section.program()],
+            "inherited": len(self.section.inherited()),
+            "timeout": self.config.getoption("section_timeout"),
+            "update": self.config.getoption("update_examples"),
+        }
+        stash = self.config.stash
+        if _ZYGOTE not in stash:
+            stash[_ZYGOTE] = Zygote()
+        try:
+            return stash[_ZYGOTE].run(job)
+        except BaseException:  # Ctrl-C: the section ends before its folder goes
+            stash[_ZYGOTE].stop()
+            del stash[_ZYGOTE]
+            raise
+
+    def _check(self, scratch: Path, result: dict[str, Any]) -> None:
+        where = self.document.path
         if "died" in result:
-            output = (folder / ".output").read_text(errors="replace")[-4000:]
+            output = (scratch / "output").read_text(errors="replace")[-4000:]
             raise MarkdownFailure(
                 f"{where}:{self.section.line}: the process of the section ended: "
                 f"{result['died']}\n{result.get('details', '')}{output}"
             )
-        handled = [
+        outcomes = [
             (block.line, outcome)
-            for block, outcome in zip(blocks, result["outcomes"], strict=True)
-            if outcome
+            for block, outcome in zip(self.section.program(), result["outcomes"], strict=True)
         ]
-        self.user_properties.append(("mdtest", (str(self.path), self.database, handled)))
+        self.user_properties.append(("mdtest", [each for each in outcomes if each[1]]))
         updates = self.config.stash[_UPDATES].setdefault(self.path, {})
         updates |= {int(line): code for line, code in result["updates"].items()}
         if result["failure"]:
-            failure = result["failure"]
-            text = f"{where}:{failure['line']}: {failure['message']}"
-            if self.document.path.exists():
-                lines = self.document.path.read_text("utf-8").splitlines()
-                text += f"\n\n    {lines[failure['line'] - 1].strip()}\n"
-            raise MarkdownFailure(f"{text}\n{failure['details']}".rstrip() + f"\n\nfolder: {folder}")
-        unaccounted = [block.line for block in blocks if block.line not in dict(handled)]
-        if unaccounted:
-            raise MarkdownFailure(f"{where}: nothing looked at the blocks on lines {unaccounted}")
-
-    def _zygote(self) -> "Zygote":
-        if _ZYGOTE not in self.config.stash:
-            self.config.stash[_ZYGOTE] = Zygote()
-        return self.config.stash[_ZYGOTE]
-
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *_: Any) -> Any:
-        return _report(super().repr_failure, excinfo)
+            failure = cast(dict[str, Any], result["failure"])
+            line = cast(int, failure["line"])
+            row = self.path.read_text("utf-8").split("\n")[line - 1].strip()
+            text = f"{where}:{line}: {failure['message']}\n\n    {row}\n\n{failure['details']}"
+            raise MarkdownFailure(text.rstrip())
+        for line, outcome in outcomes:
+            if not outcome:
+                raise MarkdownFailure(f"{where}:{line}: nothing looked at this block")
 
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, self.section.line - 1, self.name
 
 
 class MarkdownFailure(Exception):
-    """A message for people: no Python traceback of the harness."""
-
-
-def _report(fallback: Any, excinfo: pytest.ExceptionInfo[BaseException]) -> Any:
-    if isinstance(excinfo.value, MarkdownFailure):
-        return str(excinfo.value)
-    return fallback(excinfo)
+    """A message for people: `path:line: what is wrong`."""
 
 
 # -- processes -----------------------------------------------------------------
@@ -255,16 +323,13 @@ class Zygote:
     """Client of `zygote`."""
 
     def __init__(self) -> None:
-        self._process = self._start()
-
-    def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.mdtest.zygote"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C is ours to handle
         )
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -273,81 +338,27 @@ class Zygote:
         requests.write(json.dumps(job, default=sorted) + "\n")
         requests.flush()
         child = json.loads(answers.readline())["pid"]
-        ready, _, _ = select.select([answers], [], [], SECTION_TIMEOUT)
+        # The child ends itself in time, and says where it was, unless it is wedged.
+        ready, _, _ = select.select([answers], [], [], job["timeout"] + 10)
         if not ready:
-            os.kill(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
         result: dict[str, Any] = json.loads(answers.readline())
         if not ready:
-            result = {"died": f"no end after {SECTION_TIMEOUT} s"}
+            result = {"died": f"no end after {job['timeout']:g} s"}
         return result
 
     def stop(self) -> None:
-        cast(IO[str], self._process.stdin).close()
+        """End the process, and the child that it may be running."""
+        self._process.terminate()
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
             self._process.wait()
 
 
-# -- what was covered ----------------------------------------------------------
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    for name, value in report.user_properties:
-        if name == "mdtest" and report.when == "call":
-            _COVERED.append(cast(Any, value))
-
-
-_COVERED: list[tuple[str, str, list[tuple[int, str]]]] = []
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    """Blocks found, and on how many each database ran or checked them."""
-    if not _COVERED:
-        return
-    documents = {path: parse(Path(path)) for path in sorted({path for path, _, _ in _COVERED})}
-    databases = _chosen(config)
-    done: dict[tuple[str, int], set[str]] = {}
-    outcomes: dict[tuple[str, int], str] = {}
-    for path, database, handled in _COVERED:
-        for line, outcome in handled:
-            done.setdefault((path, line), set()).add(database)
-            outcomes[path, line] = outcome
-
-    found: Counter[str] = Counter()
-    ran: Counter[tuple[str, str]] = Counter()
-    checked: Counter[str] = Counter()
-    unaccounted: Counter[str] = Counter()
-    wrong = 0
-    for path, document in documents.items():
-        for block in document.blocks():
-            found[block.language] += 1
-            wrong += bool(block.raises)
-            seen = done.get((path, block.line), set())
-            if outcomes.get((path, block.line)) == "checked":
-                checked[block.language] += 1
-            for database in seen if outcomes.get((path, block.line)) == "run" else ():
-                ran[block.language, database] += 1
-            unaccounted[block.language] += not seen
-
-    write = terminalreporter.write_line
-    terminalreporter.section(f"blocks in {len(documents)} documents")
-    columns = "".join(f"{f'run: {name}':>17}" for name in databases)
-    write(f"{'language':<10}{'found':>7}{columns}{'checked':>10}{'unaccounted':>13}")
-    for language in [*sorted(found), "all"]:
-        def total(counter: Counter[Any], *key: str) -> int:
-            if language != "all":
-                return counter[(language, *key) if key else language]
-            return sum(counter[(each, *key) if key else each] for each in found)
-
-        cells = "".join(f"{total(ran, name):>17}" for name in databases)
-        write(
-            f"{language:<10}{total(found):>7}{cells}{total(checked):>10}{total(unaccounted):>13}"
-        )
-    write(f"{wrong} of the Python blocks are wrong examples that raise what they say")
+# -- --update-examples ---------------------------------------------------------
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -363,6 +374,8 @@ def _rewrite(path: Path, updates: dict[int, str]) -> None:
     lines = path.read_text("utf-8").splitlines(keepends=True)
     blocks: dict[int, Block] = {block.line: block for block in parse(path).blocks()}
     for line in sorted(updates, reverse=True):
-        height = blocks[line].code.count("\n")
-        lines[line - 1 : line - 1 + height] = updates[line].splitlines(keepends=True)
+        code = blocks[line].code
+        indent = lines[line - 1].removesuffix(code.splitlines(keepends=True)[0])
+        new = [indent + each for each in updates[line].splitlines(keepends=True)]
+        lines[line - 1 : line - 1 + code.count("\n")] = new
     path.write_text("".join(lines), "utf-8")

@@ -6,8 +6,7 @@ from pytest_examples import CodeExample
 from pytest_examples.config import ExamplesConfig
 from pytest_examples.lint import FormatError, black_check, ruff_check
 
-from .document import Block, Document
-from .runner import LINE_LENGTH
+from .document import LINE_LENGTH, Block, Document
 
 _BLOCK = ExamplesConfig(
     line_length=LINE_LENGTH,
@@ -16,8 +15,9 @@ _BLOCK = ExamplesConfig(
     target_version="py311",
     isort=True,
     ruff_select=["E", "W", "I", "UP", "B", "DTZ", "ASYNC", "C4", "SIM", "PLE"],
-    # Top-level await; expressions whose value is not used are what some examples show.
-    ruff_ignore=["F", "PLE1142", "B018", "E402"],
+    # Top-level await; expressions whose value is not used are what some examples show;
+    # `yield from` in a coroutine is a wrong example, which must raise SyntaxError.
+    ruff_ignore=["F", "PLE1142", "PLE1700", "B018", "E402"],
 )
 # Names: over the whole program of a section, as its blocks share them.
 _PROGRAM = ExamplesConfig(
@@ -25,9 +25,14 @@ _PROGRAM = ExamplesConfig(
     quotes="either",
     target_version="py311",
     ruff_select=["F"],
-    ruff_ignore=["F704", "PLE1142", "E", "W", "I"],
+    ruff_ignore=["F704", "PLE1142", "PLE1700", "B018", "E", "W", "I"],
 )
-_RUFF = ("--isolated", "--output-format=concise", "--config", "lint.isort.known-first-party = ['app', 'tests']")
+_RUFF = (
+    "--isolated",
+    "--output-format=concise",
+    "--config",
+    "lint.isort.known-first-party = ['app', 'tests']",
+)
 
 
 def problems(document: Document) -> list[str]:
