@@ -587,3 +587,33 @@ def test_no_machine_paths(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     print(size_report(ROOT))
+
+
+# --- triggers -------------------------------------------------------------------------
+
+
+def trigger_problems(triggers: dict[str, Any]) -> Iterator[str]:
+    """Enough requests of both kinds, none twice."""
+    for kind in ("open", "leave"):
+        if len(triggers.get(kind, [])) < 10:
+            yield f"{kind}: fewer than 10 requests"
+    requests: list[str] = [*triggers.get("open", []), *triggers.get("leave", [])]
+    for request in {each for each in requests if requests.count(each) > 1}:
+        yield f"twice: {request}"
+
+
+def test_triggers() -> None:
+    triggers = json.loads((ROOT / "evals/triggers.json").read_text())
+    assert list(trigger_problems(triggers)) == []
+    # Pasted errors are found by their own words, so the description must hold some.
+    description = front_matter((ROOT / "SKILL.md").read_text())["description"]
+    errors = ["MissingGreenlet", "greenlet_spawn", "QueuePool limit", "PendingRollbackError"]
+    errors += ["another operation is in progress", "offset-naive and offset-aware"]
+    for error in errors:
+        assert error in description
+        assert any(error in request for request in triggers["open"])
+
+
+def test_triggers_are_looked_at() -> None:
+    few = {"open": ["a"] * 10, "leave": ["a"]}
+    assert list(trigger_problems(few)) == ["leave: fewer than 10 requests", "twice: a"]
