@@ -366,11 +366,12 @@ def missing_dependencies(directory: Path) -> list[str]:
 
 
 def _too_old(text: str, requirement: str) -> bool:
-    """Whether a pin (`==1.2`) or an upper bound (`<1.2`) excludes what the layer needs."""
+    """Whether a bound of the project's is below what the layer needs: `==1.2`, `<1.2`, and
+    `>=1.2` too, since a lock file may hold just that.
+    """
     least, *_ = re.findall(r">=([\d.]+)", requirement)
-    return any(
-        _version(pin) < _version(least) for pin in re.findall(r"(?:==|<=?)\s*(\d[\d.]*)", text)
-    )
+    bounds = re.findall(r"(?:[=~<>]=|[<^])\s*(\d[\d.]*)", text)
+    return any(_version(bound) < _version(least) for bound in bounds)
 
 
 def _version(text: str) -> list[int]:

@@ -5,6 +5,7 @@ import asyncio
 import copy
 import pickle
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
@@ -299,6 +300,33 @@ async def test_lost_connection_is_not_a_conflict_and_the_pool_recovers(
         await asyncio.sleep(0.1)
         async with other.read_session() as session:
             assert await sql(session, who) != number
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"sold_at": datetime(2026, 1, 1)},  # noqa: DTZ001 - naive is the point
+        {"sold_at": datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))},
+        {"kind": 5},
+        {"note": "half of a pair: \ud800"},
+    ],
+    ids=["naive", "beyond UTC", "no member", "no Unicode"],
+)
+async def test_value_that_the_type_refuses(db: Database, values: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValue) as caught:
+        async with db.session() as session:
+            session.add(_bad(**values))
+    assert caught.value.__cause__ is not None
+
+
+async def test_own_errors_are_not_bad_values(db: Database) -> None:
+    for error in (ValueError("mine"), UnicodeEncodeError("ascii", "ä", 0, 1, "mine")):
+        with pytest.raises(type(error), match="mine"):
+            async with db.session():
+                raise error
+    with pytest.raises(DBAPIError):
+        async with db.session() as session:
+            await sql(session, "SELEKT 1")
 
 
 async def test_own_overflow_is_not_a_bad_value(db: Database) -> None:

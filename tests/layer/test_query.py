@@ -183,7 +183,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"price__between": 5}, "takes a list, not int"),
     ({"price__between": [1, None]}, "without None"),
     ({"name__contains": 5}, "contains takes text, not int"),
-    ({"name__like": None}, "takes a LIKE pattern, not NoneType"),
+    ({"name__like": None}, "like takes text, not NoneType"),
+    ({"name__icontains": "a\0"}, "takes text without NUL"),
     ({"price__contains": "1"}, "contains takes a text column, not one of int"),
     ({"kind__like": "T%"}, "like takes a text column, not one of Kind"),
     # Values of another type: MySQL would compare `price = 'abc'` as `price = 0`.

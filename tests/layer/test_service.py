@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy.exc import ProgrammingError
 from sqlmodel import col
 
 from app.db import (
@@ -277,6 +278,58 @@ async def test_delete_takes_its_links_along(stock: Database) -> None:
     async with stock.read_session() as session:
         assert await ItemTagService(session).count() == 0
         assert await ItemService(session).count() == 1
+
+
+async def test_rows_changed_by_one_flush_know_their_own_time(stock: Database) -> None:
+    async with stock.session() as session:
+        rows = await ItemService(session).list(order_by="name")
+        before = [row.updated_at for row in rows]
+        for row in rows:
+            row.price += 1
+        await session.flush()
+        memory = [row.updated_at for row in rows]
+        rows[0].updated_at = AT  # on purpose: kept
+        rows[1].price += 0  # no change: no new time
+    async with stock.read_session() as session:
+        stored = [row.updated_at for row in await ItemService(session).list(order_by="name")]
+    assert all(new > old for new, old in zip(memory, before, strict=True))
+    assert stored == [AT, memory[1]]
+
+
+async def test_get_takes_a_column_that_is_a_condition(stock: Database) -> None:
+    async with stock.read_session() as session:
+        service = ItemService(session)
+        # WHERE price: not a condition for PostgreSQL, and never taken for a key.
+        with pytest.raises((MultipleFound, ProgrammingError)):
+            await service.get(col(Item.price))
+    async with stock.read_session() as session:
+        service = ItemService(session)
+        assert [row.name for row in await service.list(order_by=col(Item.name))] == ["axe", "saw"]
+        names = [row.name for row in await service.list(order_by=(col(Item.price), "-name"))]
+        assert names == ["saw", "axe"]
+
+
+async def test_relations_take_rows(stock: Database) -> None:
+    async with stock.session() as session:
+        service = ShopService(session)
+        made = await service.create({"name": "west"}, items=[Item(name="bolt")])
+        for wrong in ([ItemCreate(name="nut")], ItemCreate(name="nut"), [{"name": "nut"}]):
+            with pytest.raises(InvalidValue, match=r"Shop\.items is a relation and takes rows"):
+                await service.create({"name": "east"}, items=wrong)
+        with pytest.raises(InvalidValue, match=r"items=\[Item\(\.\.\.\)\]"):
+            await service.update(made, {"name": "west"}, items=[None, 5])
+    async with stock.read_session() as session:
+        assert [item.name for item in await ItemService(session).list(shop__name="west")] == [
+            "bolt"
+        ]
+        assert not await ShopService(session).exists(name="east")
+
+
+async def test_flush_raises_the_errors_of_the_layer(stock: Database) -> None:
+    async with stock.sessions() as session:
+        session.add(Shop(name="north"))
+        with pytest.raises(UniqueViolation):
+            await ShopService(session).flush()
 
 
 # -- classes --------------------------------------------------------------------

@@ -5,10 +5,11 @@ package does): names are given to constraints when the class is created.
 """
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Dialect
+from sqlalchemy import Connection, Dialect, event, inspect
 from sqlalchemy.dialects.mysql import DATETIME
+from sqlalchemy.orm import InstanceState, Mapper
 from sqlalchemy.types import TypeEngine
 from sqlmodel import Field, SQLModel, UTCDateTime
 
@@ -51,10 +52,23 @@ class TimestampMixin(SQLModel):
     """`created_at` and `updated_at`, aware, in UTC, set by Python.
 
     Python values need no second round trip after a write; a server-side `onupdate`
-    would be expired by every UPDATE and raise MissingGreenlet when read.
+    would be expired by every UPDATE and raise MissingGreenlet when read. `onupdate` is
+    for UPDATE statements; rows that a flush changes get theirs from `_touch`.
     """
 
     created_at: datetime = Field(default_factory=utcnow, sa_type=Timestamp)
     updated_at: datetime = Field(
         default_factory=utcnow, sa_type=Timestamp, sa_column_kwargs={"onupdate": utcnow}
     )
+
+
+@event.listens_for(TimestampMixin, "before_update", propagate=True)
+def _touch(_mapper: Mapper[Any], _connection: Connection, row: TimestampMixin) -> None:
+    # When one flush changes several rows, SQLAlchemy gives all of them the first row's
+    # `onupdate` value in memory, and each its own in the table.
+    state = cast(InstanceState[Any], inspect(row))
+    changed = state.session is not None and state.session.is_modified(
+        row, include_collections=False
+    )
+    if changed and not state.attrs.updated_at.history.has_changes():
+        row.updated_at = utcnow()

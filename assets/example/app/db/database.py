@@ -218,8 +218,14 @@ def _sqlite(engine: AsyncEngine) -> None:
         # at once: a transaction that reads first and then writes cannot fail with
         # "database is locked" at the upgrade, which no timeout waits for.
         options = connection.get_execution_options()
+        read_only = "read_only" in options
+        if connection.info.get("read_only", False) != read_only:
+            cursor = connection.connection.cursor()
+            cursor.execute(f"PRAGMA query_only = {int(read_only)}")
+            cursor.close()
+            connection.info["read_only"] = read_only
         if options.get("isolation_level") != "AUTOCOMMIT":
-            connection.exec_driver_sql(f"BEGIN {options.get('sqlite_begin', 'IMMEDIATE')}")
+            connection.exec_driver_sql("BEGIN DEFERRED" if read_only else "BEGIN IMMEDIATE")
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def end(context: ExceptionContext) -> None:
@@ -228,6 +234,15 @@ def _sqlite(engine: AsyncEngine) -> None:
         # hold the write lock.
         if context.statement is None and context.connection is not None:
             context.connection.connection.rollback()
+
+
+def _mysql(engine: AsyncEngine) -> None:
+    """Transactions of `read_session()` that refuse writes."""
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        if "read_only" in connection.get_execution_options():
+            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
 
 
 class Database:
@@ -249,16 +264,13 @@ class Database:
             settings = DatabaseSettings.model_construct(url=async_url(settings))
         self.settings = settings
         self.engine = create_async_engine(settings.full_url(), **engine_options(settings))
-        if self.engine.dialect.name == "sqlite":
-            _sqlite(self.engine)
-        # The same pool; PostgreSQL refuses writes, SQLite takes no write lock.
-        read_options: dict[str, dict[str, Any]] = {
-            "postgresql": {"postgresql_readonly": True},
-            "sqlite": {"sqlite_begin": "DEFERRED"},
-        }
-        self.read_engine = self.engine.execution_options(
-            **read_options.get(self.engine.dialect.name, {})
-        )
+        listen = {"sqlite": _sqlite, "mysql": _mysql}.get(self.engine.dialect.name)
+        if listen:
+            listen(self.engine)
+        read_only: dict[str, Any] = {"read_only": True}  # for `_sqlite` and `_mysql`
+        if listen is None:
+            read_only = {"postgresql_readonly": True}
+        self.read_engine = self.engine.execution_options(**read_only)
         self.sessions = _sessionmaker(self.engine)
         self.read_sessions = _sessionmaker(self.read_engine)
 
@@ -296,13 +308,20 @@ class Database:
 
     @asynccontextmanager
     async def read_session(self) -> AsyncGenerator[AsyncSession]:
-        """A session for reads; what it changed is rolled back at the end.
+        """A session for reads. A write in it is an error, sent or not.
 
-        SQL: `BEGIN READ ONLY` on PostgreSQL, which refuses writes; `BEGIN DEFERRED` on
-        SQLite, which runs beside a writer; an ordinary transaction on MySQL.
+        SQL: `BEGIN READ ONLY` on PostgreSQL, `SET TRANSACTION READ ONLY` on MySQL,
+        `PRAGMA query_only` and `BEGIN DEFERRED` on SQLite, where it runs beside a writer.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: a statement that writes.
+            RuntimeError: changed objects that nothing would store.
         """
         async with self.read_sessions() as session:
             yield session
+            changed = [row for row in session.dirty if session.is_modified(row)]
+            if session.new or session.deleted or changed:
+                raise RuntimeError("a read session has changes to store; use session()")
 
     async def ping(self, timeout: float = 2.0) -> None:  # noqa: ASYNC109
         """Ask the database for an answer: `SELECT 1`.

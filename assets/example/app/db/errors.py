@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import PrimaryKeyConstraint, UniqueConstraint
-from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, StatementError
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.schema import ColumnCollectionConstraint
 from sqlmodel import SQLModel
@@ -125,10 +125,19 @@ def translate_errors() -> Generator[None]:
         if translated is None:
             raise
         raise translated from error
-    except OverflowError as error:
-        if "SQLite" not in str(error):  # not sqlite3's, for integers beyond 64 bits
+    except StatementError as error:  # the column's type refused a value, before the driver
+        if not isinstance(error.orig, _REFUSALS):
             raise
-        raise InvalidValue("A number is out of range for its column.") from error
+        raise InvalidValue(f"{_SUMMARY[InvalidValue]}.") from error
+    except (OverflowError, UnicodeEncodeError) as error:
+        # sqlite3 for integers beyond 64 bits, drivers for text that is no Unicode; not the
+        # caller's own errors.
+        if "SQLite" not in str(error) and "surrogates not allowed" not in str(error):
+            raise
+        raise InvalidValue(f"{_SUMMARY[InvalidValue]}.") from error
+
+
+_REFUSALS = (ValueError, TypeError, OverflowError, LookupError)
 
 
 # Sources: PostgreSQL "Appendix A. Error Codes"; MariaDB "Error Codes" and MySQL
@@ -265,8 +274,10 @@ def _mysql(cause: Any) -> _Found | None:
     if kind is NotNullViolation or kind is InvalidValue:
         column = re.search(r"(?:[Cc]olumn|Field) '?`?(?:[^'`]*`\.`)*([^'`]+)[`']", text)
         return kind, None, None, (column[1],) if column else ()
-    name = re.search(r"CONSTRAINT `([^`]+)`", text)
-    return kind, name[1] if name else None, table[1] if table else None, ()
+    name = re.search(r"CONSTRAINT `(?:([^`.]+)\.)?([^`]+)`", text)
+    if name and name[1]:  # MariaDB's own check of a JSON column, `table.column`
+        return kind, None, name[1], (name[2],)
+    return kind, name[2] if name else None, table[1] if table else None, ()
 
 
 def _primary_key(table: str | None, statement: str | None) -> tuple[str | None, str | None]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from sqlalchemy import ARRAY, JSON, ColumnElement, TypeDecorator
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.orm import InstrumentedAttribute, Mapper, joinedload, selectinload
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, Mapper, joinedload, selectinload
 from sqlalchemy.orm.interfaces import ORMOption
 from sqlalchemy.sql.base import ExecutableOption
 from sqlmodel import AutoString, SQLModel, UTCDateTime
@@ -21,7 +21,8 @@ from sqlmodel import AutoString, SQLModel, UTCDateTime
 from .errors import InvalidQuery
 
 Condition = ColumnElement[bool]
-OrderBy = str | ColumnElement[Any] | Sequence[str | ColumnElement[Any]]
+SortKey = str | ColumnElement[Any] | Mapped[Any]
+OrderBy = SortKey | Sequence[SortKey]
 Load = str | ORMOption | Sequence[str | ORMOption]
 
 _Operator = Callable[[Any, Any], Condition]
@@ -30,9 +31,7 @@ _Operator = Callable[[Any, Any], Condition]
 def _text(method: str) -> _Operator:
     # autoescape: % and _ in the text match themselves.
     def apply(column: Any, value: Any) -> Condition:
-        if not isinstance(value, str):
-            raise InvalidQuery(f"takes text, not {_kind(value)}")
-        _check_text(column)
+        _check_text(column, value)
         condition: Condition = getattr(column, method)(value, autoescape=True)
         return condition
 
@@ -41,17 +40,19 @@ def _text(method: str) -> _Operator:
 
 def _pattern(method: str) -> _Operator:
     def apply(column: Any, value: Any) -> Condition:
-        if not isinstance(value, str):
-            raise InvalidQuery(f"takes a LIKE pattern, not {_kind(value)}")
-        _check_text(column)
+        _check_text(column, value)
         condition: Condition = getattr(column, method)(value)
         return condition
 
     return apply
 
 
-def _check_text(column: Any) -> None:
+def _check_text(column: Any, value: Any) -> None:
     """PostgreSQL has no LIKE for other types; the others would convert silently."""
+    if not isinstance(value, str):
+        raise InvalidQuery(f"takes text, not {_kind(value)}")
+    if "\0" in value:  # ends the pattern on SQLite, and so matches every row
+        raise InvalidQuery("takes text without NUL characters")
     kind = _python_type(column)
     if kind is not None and kind is not str:
         raise InvalidQuery(f"takes a text column, not one of {kind.__name__}")
@@ -95,7 +96,7 @@ def _check_type(column: Any, value: Any) -> None:
     is 0), SQLite matches none, PostgreSQL answers with a programming error.
     """
     kind = _python_type(column)
-    if kind is None or hasattr(value, "__clause_element__") or isinstance(value, ColumnElement):
+    if kind is None or is_expression(value):
         return
     # A bool is an int for Python only.
     wrong = kind is not bool and isinstance(value, bool)
@@ -254,7 +255,8 @@ def build_order(model: type[SQLModel], order_by: OrderBy) -> list[ColumnElement[
         InvalidQuery: unknown field.
     """
     mapper = mapper_of(model)
-    keys = [order_by] if isinstance(order_by, str | ColumnElement) else order_by
+    one = isinstance(order_by, str) or is_expression(order_by)
+    keys = [cast(SortKey, order_by)] if one else cast(Sequence[SortKey], order_by)
     order: list[ColumnElement[Any]] = []
     named: set[str] = set()
     for key in keys:
@@ -267,7 +269,7 @@ def build_order(model: type[SQLModel], order_by: OrderBy) -> list[ColumnElement[
             named.add(name)
             order.append(column.desc() if key.startswith("-") else column.asc())
         else:
-            order.append(key)
+            order.append(cast(ColumnElement[Any], key))
     for key_column in mapper.primary_key:
         name = mapper.get_property_by_column(key_column).key
         if name not in named:
@@ -306,6 +308,11 @@ def build_load(model: type[SQLModel], load: Load) -> list[ExecutableOption]:
         if option is not None:
             options.append(option)
     return options
+
+
+def is_expression(value: object) -> bool:
+    """Whether a value is SQL: a mapped attribute such as `Hero.age`, or what is made of it."""
+    return isinstance(value, ColumnElement | InstrumentedAttribute)
 
 
 def _attribute(model: type[SQLModel], name: str) -> InstrumentedAttribute[Any]:

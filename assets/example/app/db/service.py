@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Generic, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from sqlalchemy import ColumnElement
 from sqlalchemy import exists as sa_exists
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import InstanceState
@@ -31,6 +30,7 @@ from .query import (
     build_filters,
     build_load,
     build_order,
+    is_expression,
     mapper_of,
     unknown,
 )
@@ -276,6 +276,17 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
         """
         row = await self._target(target)
         await self.session.delete(row)
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Send what was changed through the session, for methods of your own.
+
+        SQL: INSERT, UPDATE and DELETE of everything that waits; no COMMIT.
+
+        Raises:
+            InvalidValue, Conflict: in place of SQLAlchemy's errors, which
+                `session.flush()` raises.
+        """
         with translate_errors():
             await self.session.flush()
 
@@ -335,7 +346,7 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
         *,
         defaults: bool = False,
     ) -> dict[str, Any]:
-        """The fields that were set, validated; relations and nested models are kept.
+        """The fields that were set, validated.
 
         With `defaults` also what the payload's class fills in. A default of None says
         nothing: the model or the database fills the column then.
@@ -359,13 +370,20 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
 
     def _check_columns(self, values: Mapping[str, Any]) -> None:
         mapper = mapper_of(self.model)
-        for name in values:
+        for name, value in values.items():
             if name not in mapper.attrs:
                 raise InvalidValue(unknown(self.model, "field", name, mapper.attrs.keys()))
+            if name in mapper.relationships:
+                related = mapper.relationships[name].mapper.class_
+                rows: Any = value if value.__class__ in {_List, tuple, set} else [value]
+                if not all(row is None or isinstance(row, related) for row in rows):
+                    raise InvalidValue(
+                        f"{self.model.__name__}.{name} is a relation and takes rows: pass "
+                        f"{name}=[{related.__name__}(...)] beside the payload"
+                    )
 
     async def _flush(self, row: ModelT) -> None:
-        with translate_errors():
-            await self.session.flush()
+        await self.flush()
         # What the database computed and did not return (no RETURNING, or an UPDATE with
         # a server-side value) would be a lazy load later: fetch it now.
         state = cast(InstanceState[Any], sa_inspect(row))
@@ -398,6 +416,6 @@ def _validated(schema: type[SchemaT], data: object) -> SchemaT:
 
 def _key_or_condition(pk: Any, where: tuple[Condition, ...]) -> tuple[Any, tuple[Condition, ...]]:
     """`get(Hero.age > 3)`: a condition in the place of the key is one more condition."""
-    if isinstance(pk, ColumnElement):
+    if is_expression(pk):
         return None, (cast(Condition, pk), *where)
     return pk, where
