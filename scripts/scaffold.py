@@ -659,7 +659,7 @@ def new_steps(directory: Path, files: list[File], placeholder: bool) -> list[str
     requirements = " ".join(shlex.quote(each) for each in project_requirements(files))
     make = f"python3 -m venv .venv && .venv/bin/python -m pip install {requirements}"
     steps = [
-        f"Install: cd {shlex.quote(str(directory))} && {make}",
+        f"Install: {_cd(directory)}{make}",
         f"Run: .venv/bin/python -m {SERVE}",
         LOOK,
         "Test: .venv/bin/python -m pytest",
@@ -669,6 +669,11 @@ def new_steps(directory: Path, files: list[File], placeholder: bool) -> list[str
             0, f"Put your database's URL into {directory / '.env'}: a placeholder is there."
         )
     return steps
+
+
+def _cd(directory: Path) -> str:
+    here = directory.resolve() == Path.cwd()
+    return "" if here else f"cd {shlex.quote(str(directory))} && "
 
 
 def project_requirements(files: list[File]) -> list[str]:
@@ -747,7 +752,7 @@ class Proof:
         inside = python.is_relative_to(self.directory)
         command = shlex.quote(str(python.relative_to(self.directory) if inside else python))
         steps = [
-            f"Keep it running: cd {shlex.quote(str(self.directory))} && {command} -m {SERVE}",
+            f"Keep it running: {_cd(self.directory)}{command} -m {SERVE}",
             LOOK,
             f"Test: {command} -m pytest",
         ]

@@ -70,7 +70,9 @@ class Paging(BaseModel):
 
 
 class HeroFilters(Paging):
-    """What clients may filter and sort heroes by."""
+    """What clients may filter and sort heroes by. `alias="search"` in a field would give its
+    parameter another name.
+    """
 
     order_by: Literal["name", "-name", "power", "-power"] = "name"
     name__icontains: str | None = Field(default=None, max_length=100)

@@ -2,7 +2,7 @@
 
 from sqlmodel import col, select
 
-from .db import Conflict, ForeignKeyViolation, NotFound, ServiceBase
+from .db import Conflict, ForeignKeyViolation, NotFound, ServiceBase, UniqueViolation
 from .models import (
     Assignment,
     AssignmentUpdate,
@@ -74,16 +74,18 @@ class AssignmentService(ServiceBase[Assignment, AssignmentUpdate, AssignmentUpda
     async def assign(self, hero_id: int, mission_id: int, data: AssignmentUpdate) -> Assignment:
         """Put a hero on a mission, or change the role there. Twice is the same as once.
 
-        SQL: SELECT by primary key; INSERT, or UPDATE where the role changes.
+        SQL: SELECT by primary key; INSERT in a savepoint, or UPDATE where the role changes.
 
         Raises:
             NotFound: no such hero or mission.
-            UniqueViolation: another request assigned the hero at the same moment.
         """
         row = await self.get_or_none((hero_id, mission_id))
         if row is not None:
             return await self.update(row, data)
         try:
-            return await self.create(data, hero_id=hero_id, mission_id=mission_id)
+            async with self.session.begin_nested():  # the transaction survives an error
+                return await self.create(data, hero_id=hero_id, mission_id=mission_id)
+        except UniqueViolation:  # another request was quicker
+            return await self.update((hero_id, mission_id), data)
         except ForeignKeyViolation as error:
             raise NotFound(f"No hero {hero_id}, or no mission {mission_id}.") from error

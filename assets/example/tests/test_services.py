@@ -4,7 +4,7 @@ import pytest
 from sqlmodel import SQLModel, col, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.db import CheckViolation, Conflict, NotFound, UniqueViolation
+from app.db import CheckViolation, Conflict, Database, NotFound, UniqueViolation
 from app.models import (
     Assignment,
     AssignmentUpdate,
@@ -149,6 +149,26 @@ async def test_assigning_twice_changes_the_role(
     session.expire_all()
     rows = await assignments.list()
     assert rows == [Assignment(hero_id=hero_id, mission_id=mission_id, role="driver")]
+
+
+async def test_assigning_at_the_same_moment(database: Database) -> None:
+    async with database.session() as session:
+        hero_id = await hero(session, "Deadpond")
+        mission_id = await mission(session, "Rescue")
+
+    async def assign() -> None:
+        async with database.session() as session:
+            update = AssignmentUpdate(role="lead")
+            await AssignmentService(session).assign(hero_id, mission_id, update)
+
+    try:
+        await asyncio.gather(*(assign() for _ in range(8)))
+        async with database.read_session() as session:
+            assert await AssignmentService(session).count() == 1
+    finally:
+        async with database.session() as session:
+            await HeroService(session).delete(hero_id)
+            await MissionService(session).delete(mission_id)
 
 
 async def test_assigning_needs_both(session: AsyncSession) -> None:

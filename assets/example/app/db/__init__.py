@@ -21,7 +21,7 @@ from .errors import (
     UniqueViolation,
     translate_errors,
 )
-from .query import OPERATORS
+from .query import OPERATORS, build_filters
 from .service import Page, ServiceBase
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "Unavailable",
     "UniqueViolation",
     "async_url",
+    "build_filters",
     "translate_errors",
     "utcnow",
 ]

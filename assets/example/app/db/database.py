@@ -323,7 +323,7 @@ class Database:
             if session.new or session.deleted or changed:
                 raise RuntimeError("a read session has changes to store; use session()")
 
-    async def ping(self, timeout: float = 2.0) -> None:  # noqa: ASYNC109
+    async def ping(self, timeout: float = 2.0) -> None:
         """Ask the database for an answer: `SELECT 1`.
 
         Args:
