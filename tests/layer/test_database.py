@@ -231,7 +231,7 @@ async def test_values_stay_out_of_logs_and_errors(
 
 
 CONNECT_ARGS: dict[str, dict[str, Any]] = {
-    "sqlite-aiosqlite": {"isolation_level": None, "timeout": 5.0},
+    "sqlite-aiosqlite": {"isolation_level": None},
     "postgresql-asyncpg": {"timeout": 3},
     "postgresql-psycopg": {"connect_timeout": 3},
     "mysql-aiomysql": {"connect_timeout": 3, "charset": "utf8mb4"},
@@ -423,13 +423,42 @@ async def test_read_then_write_in_two_sessions_at_once(db: Database) -> None:
 
 
 @pytest.mark.only("sqlite")
+async def test_sqlite_writer_waits_in_the_event_loop(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def write() -> None:
+        async with db.session() as session:
+            session.add(Tag(name="late"))
+
+    async with db.session() as holder:
+        holder.add(Tag(name="first"))
+        await holder.flush()
+
+        started = loop.time()
+        waiting = asyncio.create_task(write())
+        await asyncio.sleep(0.3)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert loop.time() - started < 2  # and not after the whole timeout
+
+        monkeypatch.setattr(f"{Database.__module__}.SQLITE_LOCK_TIMEOUT", 0.3)
+        with pytest.raises(OperationalError, match="database is locked"):
+            await write()
+    await write()
+    assert await names(db) == ["first", "late"]
+
+
+@pytest.mark.only("sqlite")
 async def test_sqlite_pragmas_and_autocommit(db: Database) -> None:
     async with db.session() as session:
         pragmas = [
             await sql(session, f"PRAGMA {name}")
             for name in ("foreign_keys", "journal_mode", "synchronous", "busy_timeout")
         ]
-    assert pragmas == [1, "wal", 1, 5000]
+    assert pragmas == [1, "wal", 1, 100]
     async with db.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.exec_driver_sql("VACUUM")  # refused inside a transaction

@@ -8,8 +8,11 @@ Nothing here is created at import, so no engine is bound to a wrong event loop.
 """
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -180,9 +183,8 @@ def engine_options(settings: DatabaseSettings) -> dict[str, Any]:
 
     driver = url.get_driver_name()
     if driver == "aiosqlite":
-        # isolation_level None: SQLAlchemy, not sqlite3, begins transactions (see _sqlite).
-        # timeout: seconds to wait for another writer before "database is locked".
-        options["connect_args"] = {"isolation_level": None, "timeout": 5.0}
+        # SQLAlchemy, not sqlite3, begins transactions (see _sqlite).
+        options["connect_args"] = {"isolation_level": None}
     elif driver == "asyncpg":
         options["connect_args"] = {"timeout": settings.connect_timeout}
     elif driver == "psycopg":
@@ -209,6 +211,7 @@ def _sqlite(engine: AsyncEngine) -> None:
         cursor.execute("PRAGMA foreign_keys = ON")  # off by default, per connection
         cursor.execute("PRAGMA journal_mode = WAL")  # readers do not block the writer
         cursor.execute("PRAGMA synchronous = NORMAL")  # safe with WAL, one fsync less
+        cursor.execute("PRAGMA busy_timeout = 100")  # milliseconds; see _begin_immediate
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
@@ -225,7 +228,10 @@ def _sqlite(engine: AsyncEngine) -> None:
             cursor.close()
             connection.info["read_only"] = read_only
         if options.get("isolation_level") != "AUTOCOMMIT":
-            connection.exec_driver_sql("BEGIN DEFERRED" if read_only else "BEGIN IMMEDIATE")
+            if read_only:
+                connection.exec_driver_sql("BEGIN DEFERRED")
+            else:
+                _begin_immediate(connection)
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def end(context: ExceptionContext) -> None:
@@ -234,6 +240,39 @@ def _sqlite(engine: AsyncEngine) -> None:
         # hold the write lock.
         if context.statement is None and context.connection is not None:
             context.connection.connection.rollback()
+
+
+SQLITE_LOCK_TIMEOUT = 5.0
+"""Seconds that a writer waits for another one before "database is locked"."""
+
+
+def _begin_immediate(connection: Connection) -> None:
+    """Wait for the write lock in the event loop, not in SQLite.
+
+    SQLite waits with the connection's mutex held. Python's garbage collector, when it
+    finds an old cursor of that connection, then blocks in the event loop's thread, and
+    the writer that everybody waits for cannot go on. Nor can such a wait be cancelled.
+    """
+    adapted: Any = connection.connection.dbapi_connection
+    deadline, pause = time.monotonic() + SQLITE_LOCK_TIMEOUT, 0.002
+    while time.monotonic() < deadline:
+        cursor = adapted.cursor()
+        try:
+            cursor.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # not its extended kinds
+                break
+        else:
+            return
+        finally:
+            cursor.close()
+        adapted.run_async(partial(_pause, pause))
+        pause = min(2 * pause, 0.05)
+    connection.exec_driver_sql("BEGIN IMMEDIATE")  # for SQLAlchemy's own exception
+
+
+async def _pause(seconds: float, _driver: object) -> None:
+    await asyncio.sleep(seconds)
 
 
 def _mysql(engine: AsyncEngine) -> None:
