@@ -399,6 +399,25 @@ async def test_read_session_refuses_writes(db: Database, url: URL) -> None:
         assert await names(db) == ["changed"]
 
 
+@pytest.mark.only("mysql")
+async def test_a_mariadb_url_is_as_good_as_a_mysql_one(db: Database, url: URL) -> None:
+    assert await names(db) == []
+    mariadb = url.set(drivername=url.drivername.replace("mysql+", "mariadb+"))
+    async with Database(mariadb) as other:
+        assert other.engine.dialect.name == "mariadb"
+        async with other.session() as session:
+            session.add(Tag(name="kept"))
+            assert await sql(session, "SELECT @@tx_isolation") == "READ-COMMITTED"
+        with pytest.raises(UniqueViolation):
+            async with other.session() as session:
+                session.add(Tag(name="kept"))
+        with pytest.raises(DBAPIError, match=r"(?i)read.?only"):
+            async with other.read_session() as session:
+                session.add(Tag(name="refused"))
+                await session.commit()
+        assert await names(other) == ["kept"]
+
+
 async def test_readers_and_ping_run_beside_a_writer(db: Database) -> None:
     async with db.session() as session:
         session.add(Tag(name="old"))

@@ -260,7 +260,7 @@ def _begin_immediate(connection: Connection) -> None:
         try:
             cursor.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # not its extended kinds
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the low byte: any kind of it
                 break
         else:
             return
@@ -303,13 +303,14 @@ class Database:
             settings = DatabaseSettings.model_construct(url=async_url(settings))
         self.settings = settings
         self.engine = create_async_engine(settings.full_url(), **engine_options(settings))
-        listen = {"sqlite": _sqlite, "mysql": _mysql}.get(self.engine.dialect.name)
-        if listen:
-            listen(self.engine)
-        read_only: dict[str, Any] = {"read_only": True}  # for `_sqlite` and `_mysql`
-        if listen is None:
-            read_only = {"postgresql_readonly": True}
-        self.read_engine = self.engine.execution_options(**read_only)
+        read_only = "read_only"
+        if self.engine.dialect.name == "postgresql":
+            read_only = "postgresql_readonly"
+        elif self.engine.dialect.name == "sqlite":
+            _sqlite(self.engine)
+        else:  # mysql, or mariadb where the URL says so
+            _mysql(self.engine)
+        self.read_engine = self.engine.execution_options(**{read_only: True})
         self.sessions = _sessionmaker(self.engine)
         self.read_sessions = _sessionmaker(self.read_engine)
 
