@@ -114,10 +114,9 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
             MultipleFound: the filters match several rows.
             InvalidQuery: unknown field, operator or relation; or nothing to search by.
         """
-        pk, where = _key_or_condition(pk, where)
         row = await self.get_or_none(pk, *where, load=load, **filters)
         if row is None:
-            key = ", ".join(filters) if pk is None else repr(pk)
+            key = ", ".join(filters) if pk is None or is_expression(pk) else repr(pk)
             raise NotFound(f"{self.model.__name__} not found: {key or 'no row matches'}")
         return row
 
@@ -125,11 +124,12 @@ class ServiceBase(Generic[ModelT, CreateT, UpdateT]):
         self, pk: Any = None, /, *where: Condition, load: Load = (), **filters: Any
     ) -> ModelT | None:
         """Like `get`, with None where no row matches."""
-        pk, where = _key_or_condition(pk, where)
         if pk is None and not where and not filters:
             raise InvalidQuery("get needs a primary key or a filter")
         conditions = [*where]
-        if pk is not None:
+        if is_expression(pk):  # `get(Hero.age > 3)`: one more condition, no key
+            conditions.append(cast(Condition, pk))
+        elif pk is not None:
             conditions += self._primary_key(pk)
         rows = await self._rows(conditions, filters, load=load, limit=2)
         if len(rows) > 1:
@@ -412,10 +412,3 @@ def _validated(schema: type[SchemaT], data: object) -> SchemaT:
         rules = [f"{name}: {each['msg']}" for name, each in zip(fields, found, strict=True)]
         message = f"{schema.__name__} is not valid: {'; '.join(rules)}"
         raise InvalidValue(message, columns=fields) from error
-
-
-def _key_or_condition(pk: Any, where: tuple[Condition, ...]) -> tuple[Any, tuple[Condition, ...]]:
-    """`get(Hero.age > 3)`: a condition in the place of the key is one more condition."""
-    if is_expression(pk):
-        return None, (cast(Condition, pk), *where)
-    return pk, where
