@@ -10,23 +10,29 @@ Nothing here is created at import, so no engine is bound to a wrong event loop.
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, InstanceOf, SecretStr, field_serializer
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL, Connection, ExceptionContext, MetaData, event, make_url, text
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from .errors import Unavailable, translate_errors
+from .errors import Unavailable, ends_transaction, translate, translate_errors
+from .transactions import run_transaction
+
+ResultT = TypeVar("ResultT")
+
+IsolationLevel = Literal["READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 DRIVERS: dict[str, tuple[str, ...]] = {
     "sqlite": ("aiosqlite",),
@@ -242,6 +248,8 @@ def _sqlite(engine: AsyncEngine) -> None:
             context.connection.connection.rollback()
 
 
+_SQLITE_LEVELS = ("SERIALIZABLE",)  # all that it has: a writer at a time
+
 SQLITE_LOCK_TIMEOUT = 5.0
 """Seconds that a writer waits for another one before "database is locked"."""
 
@@ -284,6 +292,44 @@ def _mysql(engine: AsyncEngine) -> None:
             connection.exec_driver_sql("SET TRANSACTION READ ONLY")
 
 
+def _lost_transactions(engine: AsyncEngine) -> None:
+    """Refuse to commit a transaction that the database has given up.
+
+    Where an error was swallowed without a savepoint, PostgreSQL answers COMMIT with a
+    silent ROLLBACK. MySQL, after a deadlock, has rolled back and goes on in a new
+    transaction: COMMIT would store the second half of the work.
+    """
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.info.pop("lost", None)
+
+    @event.listens_for(engine.sync_engine, "rollback_savepoint")
+    def rollback_savepoint(connection: Connection, *_: object) -> None:
+        if connection.dialect.name == "postgresql" and not connection.invalidated:
+            connection.info.pop("lost", None)
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def remember(context: ExceptionContext) -> BaseException | None:
+        connection, error = context.connection, context.sqlalchemy_exception
+        if connection is None or connection.invalidated or not isinstance(error, DBAPIError):
+            return None
+        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+            return None
+        if "lost" in connection.info:  # "no such savepoint": raise the cause, not this
+            return translate(connection.info["lost"])
+        if ends_transaction(error):
+            connection.info["lost"] = error
+        return None
+
+    @event.listens_for(engine.sync_engine, "commit")
+    def commit(connection: Connection) -> None:
+        if "lost" in connection.info:
+            # SQLAlchemy takes a transaction whose COMMIT failed for ended.
+            connection.connection.rollback()
+            raise connection.info.pop("lost")
+
+
 class Database:
     """The engine and the sessions of one process. Create it inside the running event loop.
 
@@ -310,6 +356,8 @@ class Database:
             _sqlite(self.engine)
         else:  # mysql, or mariadb where the URL says so
             _mysql(self.engine)
+        if self.engine.dialect.name != "sqlite":
+            _lost_transactions(self.engine)
         self.read_engine = self.engine.execution_options(**{read_only: True})
         self.sessions = _sessionmaker(self.engine)
         self.read_sessions = _sessionmaker(self.read_engine)
@@ -332,19 +380,80 @@ class Database:
         await self.engine.dispose()
 
     @asynccontextmanager
-    async def session(self) -> AsyncGenerator[AsyncSession]:
+    async def session(
+        self, isolation_level: IsolationLevel | None = None
+    ) -> AsyncGenerator[AsyncSession]:
         """One unit of work: committed at the end of the block, rolled back on an error.
 
-        SQL: BEGIN at the first statement, then COMMIT or ROLLBACK.
+        Args:
+            isolation_level: of this transaction only; None for the engine's, which is READ
+                COMMITTED. SQLite has SERIALIZABLE and no other.
+
+        SQL: BEGIN at the first statement, then COMMIT or ROLLBACK. With an isolation level
+        also SET TRANSACTION before it, and on MySQL a second one after it.
 
         Raises:
-            ServiceError: in place of constraint errors, also of those that only COMMIT
-                reports.
+            ServiceError: in place of the database's errors, also of those that only COMMIT
+                reports; and at COMMIT where one was swallowed that has ended the
+                transaction (put a savepoint around it: `transaction(session)`).
+            ValueError: this database has no such isolation level.
         """
-        async with self.sessions() as session:
+        async with self._new_session(isolation_level) as session:
             with translate_errors():
+                await session.begin()  # sends nothing; `transaction(session)` is a savepoint now
                 yield session
                 await session.commit()
+
+    def _new_session(self, isolation_level: str | None) -> AsyncSession:
+        if isolation_level is None:
+            return self.sessions()
+        known = get_args(IsolationLevel) if self.engine.dialect.name != "sqlite" else _SQLITE_LEVELS
+        if isolation_level not in known:
+            close = get_close_matches(isolation_level.upper(), known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            name = self.engine.dialect.name
+            raise ValueError(
+                f"{name} has no isolation level {isolation_level!r}; {hint}"
+                f"There are: {', '.join(known)}."
+            )
+        bind = self.sessions.kw["bind"]
+        if self.engine.dialect.name == "sqlite" or not isinstance(bind, AsyncEngine):
+            return self.sessions()  # has it anyway; or tests that share one transaction
+        return self.sessions(bind=bind.execution_options(isolation_level=isolation_level))
+
+    async def run_transaction(
+        self,
+        callback: Callable[[AsyncSession], Awaitable[ResultT]],
+        *,
+        attempts: int = 5,
+        isolation_level: IsolationLevel | None = None,
+    ) -> ResultT:
+        """Run a unit of work, and again when another transaction was in its way.
+
+            async def transfer(session: AsyncSession) -> None: ...
+
+            await database.run_transaction(transfer, isolation_level="SERIALIZABLE")
+
+        Args:
+            callback: gets a session of its own for each attempt, which is committed
+                afterwards. It may run several times: no e-mails in it.
+            attempts: how often to try, 1 or more.
+            isolation_level: as for `session`.
+
+        Returns:
+            What the callback returned at the attempt that was committed.
+
+        SQL: BEGIN, the callback's, COMMIT; or ROLLBACK and a pause of 10 to 20 ms, twice
+        as long each time, up to 0.5 to 1 s.
+
+        Raises:
+            TransientError: that of the last attempt.
+            ValueError: `attempts` is less than 1, or an unknown isolation level.
+            Exception: whatever else the callback or `session` raises, at once. A lost
+                connection is not tried again: the COMMIT may have reached the database.
+        """
+        begin = partial(self.session, isolation_level)
+        return await run_transaction(begin, callback, attempts=attempts)
 
     @asynccontextmanager
     async def read_session(self) -> AsyncGenerator[AsyncSession]:

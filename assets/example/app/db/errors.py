@@ -6,6 +6,8 @@ No HTTP here: `web.py` maps these classes to responses.
     |-- NotFound                 no row for this key or filter
     |-- MultipleFound            more than one row where one was asked for
     |-- InvalidQuery             unknown field, operator, relation or sort key
+    |   |-- InvalidFilter        a filter that the model does not have, or its value
+    |   `-- InvalidCursor        a cursor of another list
     |-- InvalidValue             unknown key in a payload, value out of range or too long
     |   |-- NotNullViolation     NOT NULL
     |   `-- CheckViolation       CHECK
@@ -13,19 +15,21 @@ No HTTP here: `web.py` maps these classes to responses.
     |   |-- UniqueViolation      UNIQUE or PRIMARY KEY
     |   |-- ForeignKeyViolation  FOREIGN KEY, from either side
     |   `-- StaleData            the row was changed or deleted by somebody else
-    `-- Unavailable              the database does not answer (`Database.ping`)
+    `-- Unavailable              no answer: connection lost or refused, pool or statement timeout
+        `-- TransientError       deadlock, serialization failure, lock not free: run it again
 
-Deadlocks, lock timeouts and lost connections are not the caller's fault and stay
-what SQLAlchemy raises (`OperationalError`, `DBAPIError`).
+What is none of these, e.g. a mistake in the SQL, stays what SQLAlchemy raises.
 """
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any
 
 from sqlalchemy import PrimaryKeyConstraint, UniqueConstraint
-from sqlalchemy.exc import DataError, DBAPIError, StatementError
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.schema import ColumnCollectionConstraint
 from sqlmodel import SQLModel
@@ -43,7 +47,16 @@ class ServiceError(Exception):
 
 
 class NotFound(ServiceError):
-    """No row matches."""
+    """No row matches.
+
+    Args:
+        message: one sentence for people.
+        keys: where several rows were asked for by primary key, the keys without a row.
+    """
+
+    def __init__(self, message: str = "No row matches.", keys: Sequence[Any] = ()) -> None:
+        super().__init__(message, tuple(keys))  # args: pickling works
+        self.keys = tuple(keys)
 
 
 class MultipleFound(ServiceError):
@@ -54,8 +67,31 @@ class InvalidQuery(ServiceError):
     """A filter, sort key or load path names something that the model does not have."""
 
 
+class InvalidFilter(InvalidQuery):
+    """A filter names a field, relation or operator that is not there, or has a wrong value."""
+
+
+class InvalidCursor(InvalidQuery):
+    """A cursor that this list and this order did not make."""
+
+
 class Unavailable(ServiceError):
-    """The database does not answer."""
+    """The database gave no answer.
+
+    The connection was lost or could not be made, no pooled one became free in time, or
+    the statement was cancelled, e.g. by the server's statement timeout. When it happens at
+    COMMIT nobody knows whether the transaction was stored: do not simply run it again.
+    """
+
+
+class TransientError(Unavailable):
+    """Another transaction was in the way: deadlock, serialization failure, lock not free.
+
+    Nothing of this transaction is stored. Roll it back and run the whole unit of work
+    again, as `Database.run_transaction` does. The last statement alone is not enough: at
+    a deadlock (MySQL 1213) the database has rolled back everything before it too; at a
+    lock timeout (MySQL 1205) only the statement, but what the unit has read is old.
+    """
 
 
 class _ConstraintError(ServiceError):
@@ -111,37 +147,149 @@ class StaleData(Conflict):
 
 @contextmanager
 def translate_errors() -> Generator[None]:
-    """Raise `ServiceError` subclasses in place of constraint and data errors.
+    """Raise `ServiceError` subclasses in place of the errors that `translate` knows.
 
-    The original exception stays reachable as `__cause__`. Anything that is not a
-    constraint, a bad value or a version mismatch passes through untouched.
+    The original exception stays reachable as `__cause__`; anything else passes through
+    untouched.
     """
     try:
         yield
-    except StaleDataError as error:
-        raise StaleData("The row was changed or deleted by another transaction.") from error
-    except DBAPIError as error:
+    except Exception as error:
         translated = translate(error)
         if translated is None:
             raise
         raise translated from error
-    except StatementError as error:  # the column's type refused a value, before the driver
-        if not isinstance(error.orig, _REFUSALS):
-            raise
-        raise InvalidValue(f"{_SUMMARY[InvalidValue]}.") from error
-    except (OverflowError, UnicodeEncodeError) as error:
-        # sqlite3 for integers beyond 64 bits, drivers for text that is no Unicode; not the
-        # caller's own errors.
-        if "SQLite" not in str(error) and "surrogates not allowed" not in str(error):
-            raise
-        raise InvalidValue(f"{_SUMMARY[InvalidValue]}.") from error
+
+
+def translate(error: Exception) -> ServiceError | None:
+    """The domain error for an error of SQLAlchemy or a driver, or None when it is none of ours."""
+    if isinstance(error, ServiceError):
+        return None
+    if isinstance(error, StaleDataError):
+        return StaleData("The row was changed or deleted by another transaction.")
+    if isinstance(error, PoolTimeout):
+        return _unavailable("no free connection")
+    if _while_connecting(error):
+        return _obstacle(error) or _unavailable("no connection")
+    if isinstance(error, DBAPIError):
+        return _obstacle(error) or _violation(error)
+    if isinstance(error, StatementError):  # the column's type refused a value, before the driver
+        return _invalid_value() if isinstance(error.orig, _REFUSALS) else None
+    # sqlite3 for integers beyond 64 bits, drivers for text that is no Unicode; not the
+    # caller's own errors.
+    if isinstance(error, OverflowError | UnicodeEncodeError) and (
+        "SQLite" in str(error) or "surrogates not allowed" in str(error)
+    ):
+        return _invalid_value()
+    return None
 
 
 _REFUSALS = (ValueError, TypeError, OverflowError, LookupError)
 
 
-# Sources: PostgreSQL "Appendix A. Error Codes"; MariaDB "Error Codes" and MySQL
-# "Server Error Message Reference"; sqlite3.Error.sqlite_errorname.
+def _invalid_value() -> InvalidValue:
+    return InvalidValue(f"{_SUMMARY[InvalidValue]}.")
+
+
+# -- no answer --------------------------------------------------------------------
+
+# Sources: PostgreSQL "Appendix A. Error Codes"; MariaDB "Error Codes" and MySQL "Server
+# Error Message Reference"; sqlite3.Error.sqlite_errorname.
+_TRANSIENT_SQLSTATE = {
+    "40001": "serialization failure",
+    "40P01": "deadlock",
+    "55P03": "lock not free",  # NOWAIT and lock_timeout
+}
+_UNAVAILABLE_SQLSTATE = {
+    "25P03": "connection lost",  # idle_in_transaction_session_timeout
+    "25P04": "connection lost",  # transaction_timeout
+    "57014": "statement cancelled",  # statement_timeout
+    "57P01": "connection lost",  # shutdown, pg_terminate_backend
+    "57P02": "connection lost",  # crash
+    "57P03": "no connection",  # starting up
+    "57P05": "connection lost",  # idle_session_timeout
+}
+_UNAVAILABLE_CLASS = {"08": "connection lost", "53": "out of resources"}
+_TRANSIENT_MYSQL = {
+    1020: "serialization failure",  # MariaDB's innodb_snapshot_isolation
+    1205: "lock not free",  # innodb_lock_wait_timeout, and NOWAIT on MariaDB
+    1213: "deadlock",
+    3572: "lock not free",  # NOWAIT on MySQL
+}
+_UNAVAILABLE_MYSQL = {
+    1040: "no connection",  # too many
+    1053: "connection lost",  # shutdown
+    1203: "no connection",  # too many of this user
+    1317: "statement cancelled",  # KILL QUERY
+    1927: "connection lost",  # KILL, MariaDB
+    1969: "statement cancelled",  # max_statement_time, MariaDB
+    2002: "no connection",
+    2003: "no connection",
+    2006: "connection lost",
+    2013: "connection lost",
+    2055: "connection lost",
+    3024: "statement cancelled",  # max_execution_time, MySQL
+    4031: "connection lost",  # idle for too long, MySQL
+}
+_TRANSIENT_SQLITE = ("SQLITE_BUSY", "SQLITE_LOCKED")  # and SQLITE_BUSY_SNAPSHOT etc.
+
+
+def _unavailable(reason: str) -> Unavailable:
+    return Unavailable(f"The database does not answer ({reason}).")
+
+
+def _transient(reason: str) -> TransientError:
+    return TransientError(f"Another transaction was in the way ({reason}); run this one again.")
+
+
+def _obstacle(error: Exception) -> Unavailable | None:
+    """What kept the database from answering, if that is what happened."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return _unavailable("connection lost")
+    cause = _driver_exception(error)
+    if (code := _mysql_code(cause)) is not None:
+        transient, reason = _TRANSIENT_MYSQL.get(code), _UNAVAILABLE_MYSQL.get(code)
+    else:
+        state = getattr(cause, "sqlstate", None) or ""
+        transient = _TRANSIENT_SQLSTATE.get(state)
+        reason = _UNAVAILABLE_SQLSTATE.get(state) or _UNAVAILABLE_CLASS.get(state[:2])
+        name = getattr(cause, "sqlite_errorname", None) or ""
+        if name.startswith(_TRANSIENT_SQLITE):
+            transient = "database is locked"
+    if transient:
+        return _transient(transient)
+    return _unavailable(reason) if reason else None
+
+
+def _while_connecting(error: Exception) -> bool:
+    """Whether the driver failed to open a connection.
+
+    Drivers raise errors of their own there, OSError among them. Only the way that they
+    took tells them from an OSError of the caller's.
+    """
+    if isinstance(error, SQLAlchemyError) and not isinstance(error, DBAPIError):
+        return False  # MissingGreenlet
+    return any(
+        frame.f_globals.get("__name__") == "sqlalchemy.engine.create"
+        for frame, _ in walk_tb(error.__traceback__)
+    )
+
+
+def ends_transaction(error: DBAPIError) -> bool:
+    """Whether the database gave the transaction up, so that it cannot be committed.
+
+    PostgreSQL does at every error that the server reports, until ROLLBACK TO SAVEPOINT.
+    MySQL does at a deadlock; what comes next is in a new transaction.
+    """
+    cause: Any = _driver_exception(error)
+    if (code := _mysql_code(cause)) is not None:
+        return code in {1020, 1213}
+    # asyncpg raises some errors itself, before it asks the server: without a severity.
+    return getattr(getattr(cause, "diag", cause), "severity", None) is not None
+
+
+# -- broken rules -----------------------------------------------------------------
+
 _SQLSTATE: dict[str, type[_ConstraintError]] = {
     "23505": UniqueViolation,
     "23P01": Conflict,  # exclusion constraint
@@ -185,12 +333,12 @@ _SUMMARY: dict[type[_ConstraintError], str] = {
 }
 
 
-def translate(error: DBAPIError) -> ServiceError | None:
-    """The domain error for a driver error, or None when it is none of ours."""
+def _violation(error: DBAPIError) -> ServiceError | None:
+    """Which rule of the table was broken, if that is what happened."""
     cause = _driver_exception(error)
     found = _postgresql(cause) or _sqlite(cause) or _mysql(cause)
     if found is None:
-        return InvalidValue(f"{_SUMMARY[InvalidValue]}.") if isinstance(error, DataError) else None
+        return _invalid_value() if isinstance(error, DataError) else None
     kind, constraint, table, columns = found
     if constraint == "PRIMARY":  # what MySQL calls every primary key
         constraint, table = _primary_key(table, error.statement)
@@ -204,7 +352,7 @@ def translate(error: DBAPIError) -> ServiceError | None:
 _Found = tuple[type[_ConstraintError], str | None, str | None, tuple[str, ...]]
 
 
-def _driver_exception(error: DBAPIError) -> BaseException | None:
+def _driver_exception(error: Exception) -> BaseException:
     """The exception of the driver itself.
 
     SQLAlchemy 2.1 has `driver_exception`; in 2.0 asyncpg's own exception is the
@@ -213,8 +361,9 @@ def _driver_exception(error: DBAPIError) -> BaseException | None:
     direct = getattr(error, "driver_exception", None)
     if isinstance(direct, BaseException):
         return direct
-    origin = error.orig
-    return getattr(origin, "__cause__", None) or origin
+    origin = getattr(error, "orig", None) or error
+    emulated = type(origin).__module__.startswith("sqlalchemy.")
+    return (emulated and origin.__cause__) or origin
 
 
 def _postgresql(cause: Any) -> _Found | None:

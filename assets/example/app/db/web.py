@@ -1,11 +1,13 @@
 """FastAPI on top of the layer: sessions for endpoints, errors for clients."""
 
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
+from pydantic_core import to_jsonable_python
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.requests import HTTPConnection
 
@@ -62,7 +64,8 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer `ServiceError` with application/problem+json (RFC 9457).
 
     Members: `title`, `status`, `detail`; and, where a constraint was broken,
-    `constraint` and `columns`.
+    `constraint` and `columns`; where rows are missing, their `keys`. 503 comes with
+    `Retry-After: 1`.
     """
     app.add_exception_handler(ServiceError, _problem)
 
@@ -80,4 +83,8 @@ async def _problem(_request: Request, error: Exception) -> JSONResponse:
     }
     if isinstance(error, Conflict | InvalidValue) and (error.constraint or error.columns):
         body |= {"constraint": error.constraint, "columns": list(error.columns)}
-    return JSONResponse(body, status.value, media_type="application/problem+json")
+    if isinstance(error, NotFound) and error.keys:
+        with suppress(ValueError):  # a key of a type that JSON does not know
+            body["keys"] = to_jsonable_python(error.keys)
+    headers = {"Retry-After": "1"} if isinstance(error, Unavailable) else None
+    return JSONResponse(body, status.value, headers, media_type="application/problem+json")
