@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Dialect, event, inspect
 from sqlalchemy.dialects.mysql import DATETIME
-from sqlalchemy.orm import InstanceState, Mapper
+from sqlalchemy.orm import InstanceState, Mapper, declared_attr
 from sqlalchemy.types import TypeEngine
 from sqlmodel import Field, SQLModel, UTCDateTime
 
@@ -72,3 +72,30 @@ def _touch(_mapper: Mapper[Any], _connection: Connection, row: TimestampMixin) -
     )
     if changed and not state.attrs.updated_at.history.has_changes():
         row.updated_at = utcnow()
+
+
+class SoftDeleteMixin(SQLModel):
+    """`deleted_at`: when the row was deleted; None for a row that is there.
+
+    `ServiceBase` deletes such rows by UPDATE and leaves them out of reads, counts,
+    relation filters and eager loads. A unique key still sees them. No index: nearly all
+    rows have None there, and MariaDB would take it for updates by key and then deadlock
+    with whoever locks the same row by its key.
+    """
+
+    deleted_at: datetime | None = Field(default=None, sa_type=Timestamp)
+
+
+class VersionMixin(SQLModel):
+    """`version`: how often the row was written; optimistic locking.
+
+    An UPDATE or DELETE by the ORM names the version that was read, and raises
+    `StaleData` when another transaction was quicker (SQLAlchemy docs, "Configuring a
+    Version Counter").
+    """
+
+    version: int = Field(default=1)
+
+    @declared_attr.directive
+    def __mapper_args__(cls) -> dict[str, Any]:
+        return {"version_id_col": cls.__table__.c.version}  # type: ignore[attr-defined]
