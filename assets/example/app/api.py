@@ -2,12 +2,13 @@
 commits before the response is sent. Errors of the services become responses in `db/web.py`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, status
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, status
+from pydantic import BaseModel
 
-from .db import Page
+from .db import CursorPage, Page
+from .db.client_query import CursorQuery, PageQuery, cursor_query, page_query
 from .db.web import ReadSessionDep, SessionDep
 from .models import (
     Assignment,
@@ -56,37 +57,10 @@ teams = APIRouter(prefix="/teams", tags=["teams"], responses=_ERRORS)
 missions = APIRouter(prefix="/missions", tags=["missions"], responses=_ERRORS)
 
 
-class Paging(BaseModel):
-    """Query parameters of a list; an unknown one is an error."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    limit: int = Field(default=50, ge=1, le=100)
-    offset: int = Field(default=0, ge=0, le=2**31 - 1)
-
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of `ServiceBase.page`: the parameters that were given have its names."""
-        return self.model_dump(exclude_none=True)
-
-
-class HeroFilters(Paging):
-    """What clients may filter and sort heroes by. `alias="search"` in a field would give its
-    parameter another name.
-    """
-
-    order_by: Literal["name", "-name", "power", "-power"] = "name"
-    name__icontains: str | None = Field(default=None, max_length=100)
-    power__gte: int | None = Field(default=None, ge=0, le=100)
-    power__lte: int | None = Field(default=None, ge=0, le=100)
-    team_id: RowId | None = None
-    team_id__is_null: bool | None = None
-    team__name: str | None = Field(default=None, max_length=100)
-    assignments__mission_id: RowId | None = None
-
-
-class MissionFilters(Paging):
-    title__icontains: str | None = Field(default=None, max_length=200)
-    done: bool | None = None
+# What clients may ask for is listed in the services.
+TeamQuery = Annotated[PageQuery, Depends(page_query(TeamService))]
+HeroQuery = Annotated[PageQuery, Depends(page_query(HeroService))]
+MissionQuery = Annotated[CursorQuery, Depends(cursor_query(MissionService))]
 
 
 # -- heroes ----------------------------------------------------------------------------
@@ -98,10 +72,8 @@ async def create_hero(session: SessionDep, data: HeroCreate) -> Hero:
 
 
 @heroes.get("", response_model=Page[HeroWithTeam])
-async def list_heroes(
-    session: ReadSessionDep, filters: Annotated[HeroFilters, Query()]
-) -> Page[Hero]:
-    return await HeroService(session).page(load="team", **filters.arguments())
+async def list_heroes(session: ReadSessionDep, query: HeroQuery) -> Page[Hero]:
+    return await HeroService(session).page(load="team", **query.arguments())
 
 
 @heroes.get("/{hero_id}", response_model=HeroDetail)
@@ -146,8 +118,8 @@ async def create_team(session: SessionDep, data: TeamCreate) -> Team:
 
 
 @teams.get("", response_model=Page[TeamPublic])
-async def list_teams(session: ReadSessionDep, paging: Annotated[Paging, Query()]) -> Page[Team]:
-    return await TeamService(session).page(order_by="name", **paging.arguments())
+async def list_teams(session: ReadSessionDep, query: TeamQuery) -> Page[Team]:
+    return await TeamService(session).page(**query.arguments())
 
 
 @teams.get("/{team_id}", response_model=TeamDetail)
@@ -173,11 +145,10 @@ async def create_mission(session: SessionDep, data: MissionCreate) -> Mission:
     return await MissionService(session).create(data)
 
 
-@missions.get("", response_model=Page[MissionPublic])
-async def list_missions(
-    session: ReadSessionDep, filters: Annotated[MissionFilters, Query()]
-) -> Page[Mission]:
-    return await MissionService(session).page(order_by="title", **filters.arguments())
+@missions.get("", response_model=CursorPage[MissionPublic])
+async def list_missions(session: ReadSessionDep, query: MissionQuery) -> CursorPage[Mission]:
+    """Page by page without a total: as fast on the last page as on the first."""
+    return await MissionService(session).cursor_page(**query.arguments())
 
 
 @missions.get("/{mission_id}", response_model=MissionDetail)

@@ -1,8 +1,10 @@
-"""What the app does, without HTTP. Nothing here commits: the caller's session does."""
+"""What the app does, without HTTP. Nothing here commits: the caller's session does.
 
-from sqlmodel import col, select
+`client_filters` and `client_sorts` are all that a request may filter and sort by; `api.py`
+makes query parameters of them.
+"""
 
-from .db import Conflict, ForeignKeyViolation, NotFound, ServiceBase, UniqueViolation
+from .db import Conflict, ForeignKeyViolation, NotFound, ServiceBase
 from .models import (
     Assignment,
     AssignmentUpdate,
@@ -19,10 +21,22 @@ from .models import (
 
 
 class TeamService(ServiceBase[Team, TeamCreate, TeamUpdate]):
-    pass
+    client_filters = ("name__icontains",)
+    client_sorts = ("name", "created_at")
 
 
 class HeroService(ServiceBase[Hero, HeroCreate, HeroUpdate]):
+    client_filters = (
+        "name__icontains",
+        "power__gte",
+        "power__lte",
+        "team_id__in",
+        "team_id__is_null",
+        "team__name",
+        "assignments__mission_id",
+    )
+    client_sorts = ("name", "power")
+
     async def set_mentor(self, hero_id: int, mentor_id: int | None) -> Hero:
         """Give a hero a mentor, or none.
 
@@ -60,32 +74,27 @@ class HeroService(ServiceBase[Hero, HeroCreate, HeroUpdate]):
         In the order of the keys: two transactions that want the same two rows wait for
         each other in turn, not in a circle.
         """
-        statement = select(Hero).where(col(Hero.id).in_([each for each in ids if each]))
-        statement = statement.order_by(col(Hero.id)).with_for_update()
-        statement = statement.execution_options(populate_existing=True)
-        return [*(await self.session.exec(statement)).all()]
+        wanted = [each for each in ids if each is not None]
+        return await self.list(id__in=wanted, order_by="id", lock="update")
 
 
 class MissionService(ServiceBase[Mission, MissionCreate, MissionUpdate]):
-    pass
+    client_filters = ("title__icontains", "done")
+    client_sorts = ("title", "done")
 
 
 class AssignmentService(ServiceBase[Assignment, AssignmentUpdate, AssignmentUpdate]):
     async def assign(self, hero_id: int, mission_id: int, data: AssignmentUpdate) -> Assignment:
         """Put a hero on a mission, or change the role there. Twice is the same as once.
 
-        SQL: SELECT by primary key; INSERT in a savepoint, or UPDATE where the role changes.
+        SQL: INSERT ... ON CONFLICT DO UPDATE, or its like, in a savepoint.
 
         Raises:
             NotFound: no such hero or mission.
         """
-        row = await self.get_or_none((hero_id, mission_id))
-        if row is not None:
-            return await self.update(row, data)
+        key = ("hero_id", "mission_id")
         try:
-            async with self.session.begin_nested():  # the transaction survives an error
-                return await self.create(data, hero_id=hero_id, mission_id=mission_id)
-        except UniqueViolation:  # another request was quicker
-            return await self.update((hero_id, mission_id), data)
+            async with self.transaction():  # the caller's transaction survives an error
+                return await self.upsert(data, on=key, hero_id=hero_id, mission_id=mission_id)
         except ForeignKeyViolation as error:
             raise NotFound(f"No hero {hero_id}, or no mission {mission_id}.") from error

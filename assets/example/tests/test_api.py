@@ -8,6 +8,7 @@ from httpx import ASGITransport, AsyncClient
 
 from app.db import Database
 from app.main import create_app, lifespan
+from app.services import HeroService
 
 pytestmark = pytest.mark.anyio
 
@@ -103,10 +104,11 @@ async def test_list_filters_sorts_and_pages(client: AsyncClient, statements: lis
     assert await names(client, name__icontains="%") == ["100% Hero"]
     assert await names(client, power__gte=10, power__lte=50) == ["Deadpond", "Tarantula"]
     assert await names(client, team_id__is_null=True) == ["Tarantula"]
+    assert await names(client, team_id__in=[team_id, 99]) == ["100% Hero", "Deadpond"]
     assert await names(client, team__name="Preventers", power__gte=11) == ["100% Hero"]
     assert await names(client, assignments__mission_id=mission_id) == ["Deadpond"]
-    assert (await get(client, "/missions", done=True))["total"] == 0
-    assert (await get(client, "/missions", title__icontains="RES"))["total"] == 1
+    assert (await get(client, "/missions", done=True))["items"] == []
+    assert len((await get(client, "/missions", title__icontains="RES"))["items"]) == 1
 
     statements.clear()
     page = await get(client, "/heroes", limit=2, offset=1)
@@ -121,18 +123,53 @@ async def test_list_filters_sorts_and_pages(client: AsyncClient, statements: lis
         "total": 3,
         "limit": 50,
         "offset": 9,
+        "has_more": False,
     }
+
+
+async def test_missions_come_page_by_page(client: AsyncClient) -> None:
+    done = {"a": True, "b": False, "c": True, "d": False, "e": False}
+    for title, value in done.items():
+        await create(client, "/missions", title=title, done=value)
+    params: dict[str, Any] = {"order_by": ["-done", "title"], "limit": 2}
+
+    seen: list[list[str]] = []
+    page = await get(client, "/missions", **params)
+    while True:
+        seen.append([each["title"] for each in page["items"]])
+        if page["next_cursor"] is None:
+            break
+        page = await get(client, "/missions", cursor=page["next_cursor"], **params)
+    assert seen == [["a", "c"], ["b", "d"], ["e"]]
+
+    page = await get(client, "/missions", cursor=page["previous_cursor"], **params)
+    assert [each["title"] for each in page["items"]] == seen[1]
+
+
+async def test_a_cursor_belongs_to_its_order(client: AsyncClient) -> None:
+    for title in ("a", "b"):
+        await create(client, "/missions", title=title)
+    cursor = (await get(client, "/missions", limit=1))["next_cursor"]
+
+    for params in ({"cursor": cursor + "x"}, {"cursor": cursor, "order_by": "done"}):
+        response = await client.get("/missions", params=params)
+        assert response.status_code == 422
+        assert response.headers["content-type"] == "application/problem+json"
+        assert "cursor" in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
     ("params", "field"),
     [
         ({"nmae": "x"}, "nmae"),
+        ({"secret_name__startswith": "D"}, "secret_name__startswith"),
+        ({"team__heroes__secret_name": "D"}, "team__heroes__secret_name"),
+        ({"title__icontains": "x"}, "title__icontains"),  # of missions
         ({"order_by": "secret_name"}, "order_by"),
         ({"limit": 0}, "limit"),
         ({"limit": 101}, "limit"),
         ({"offset": -1}, "offset"),
-        ({"team_id": 2**31}, "team_id"),
+        ({"team_id__in": 2**31}, "team_id__in"),
         ({"power__gte": "strong"}, "power__gte"),
     ],
 )
@@ -141,7 +178,24 @@ async def test_bad_parameters_are_named(
 ) -> None:
     response = await client.get("/heroes", params=params)
     assert response.status_code == 422
-    assert response.json()["detail"][0]["loc"] == ["query", field]
+    assert response.json()["detail"][0]["loc"][:2] == ["query", field]
+
+
+async def test_parameters_are_documented(client: AsyncClient) -> None:
+    paths = (await get(client, "/openapi.json"))["paths"]
+    heroes = {each["name"]: each["schema"] for each in paths["/heroes"]["get"]["parameters"]}
+    assert set(heroes) == {*HeroService.client_filters, "order_by", "limit", "offset"}
+    assert heroes["power__gte"] | {"title": ""} == {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 100,
+        "title": "",
+    }
+    assert heroes["name__icontains"]["maxLength"] == 100
+    assert heroes["order_by"]["items"]["enum"] == ["name", "-name", "power", "-power"]
+    missions = [each["name"] for each in paths["/missions"]["get"]["parameters"]]
+    assert {"cursor", "done"} <= set(missions)
+    assert not {"offset", "power__gte"} & set(missions)
 
 
 @pytest.mark.parametrize("hero_id", [0, -1, 2**31, 99999999999, 10**30])
@@ -188,7 +242,7 @@ async def test_one_row_from_create_to_delete(
         response = await client.request(method, row, json={key: "d"})
         assert response.status_code == 404
         assert response.headers["content-type"] == "application/problem+json"
-    assert (await get(client, path))["total"] == 1
+    assert len((await get(client, path))["items"]) == 1
 
 
 async def test_patch_tells_null_from_unset(client: AsyncClient) -> None:
