@@ -2,11 +2,13 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test check test-matrix lock clean python venv venv-sqlalchemy20
+.PHONY: help demo test check test-matrix bench mutants lock clean python venv venv-sqlalchemy20 \
+	venv-bench
 
 ARGS ?=
+VENVS ?= .venv-sqlalchemy20 .venv
 MATRIX := tests/layer tests/test_example.py references
-SOURCES := assets scripts tests
+SOURCES := assets scripts tests evals
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 # The first Python that is new enough. To choose another: make test PYTHON=python3.12
@@ -37,19 +39,27 @@ check: venv ## lint, format and types
 	@.venv/bin/python -m tests.test_packaging # the installed size; a test bounds it
 
 test-matrix: venv venv-sqlalchemy20 ## the layer, the example and the references on SQLAlchemy 2.0 and 2.1
-	@failed=0; for venv in .venv-sqlalchemy20 .venv; do \
+	@failed=0; for venv in $(VENVS); do \
 		$$venv/bin/python -c 'import sqlalchemy; print("SQLAlchemy", sqlalchemy.__version__)' && \
 		$$venv/bin/python -m pytest -n logical $(MATRIX) $(ARGS) || failed=1; \
 	done; exit $$failed
+
+bench: venv-bench ## ServiceBase against its peers; make bench ARGS='--quick --databases sqlite'
+	@PYTHONPATH=assets/example .venv-bench/bin/python -m evals.performance.bench $(ARGS)
+
+mutants: venv ## what no test would notice; make mutants ARGS='--databases sqlite --files paging'
+	@.venv/bin/python -m evals.mutation $(ARGS)
 
 lock: python ## newest versions and their hashes into requirements*.txt
 	@test -d .venv-lock || $(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check --upgrade uv
 	@$(call compile,dev,requirements.txt)
 	@$(call compile,sqlalchemy20,requirements-sqlalchemy20.txt,--no-deps)
+	@$(call compile,bench,requirements-bench.txt,--constraint requirements.txt \
+		$$(sed -nE 's/^([a-z0-9-]+)==.*/--no-emit-package \1/p' requirements.txt))
 
 clean: ## remove virtual environments, the demo and caches
-	rm -rf .venv .venv-sqlalchemy20 .venv-lock .demo .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-sqlalchemy20 .venv-bench .venv-lock .demo .bench .mutants .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 python:
@@ -63,6 +73,9 @@ venv: python
 
 venv-sqlalchemy20: python
 	@$(call install,.venv-sqlalchemy20,requirements.txt requirements-sqlalchemy20.txt)
+
+venv-bench: python
+	@$(call install,.venv-bench,requirements.txt requirements-bench.txt)
 
 # $(call install,FOLDER,REQUIREMENTS): a virtual environment, made again only when the
 # interpreter or the requirements differ from those that it was made with. A later file takes the
