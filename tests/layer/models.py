@@ -66,7 +66,7 @@ class Item(TimestampMixin, SQLModel, table=True):
     )
     revision: int | None = Field(
         default=None,
-        sa_column_kwargs={"server_default": "1", "onupdate": text("revision + 1")},
+        sa_column_kwargs={"server_default": "1", "onupdate": text("item.revision + 1")},
     )
     shop_id: UUID | None = Field(default=None, foreign_key="shop.id")
     parent_id: UUID | None = Field(default=None, foreign_key="item.id")

@@ -33,6 +33,7 @@ from app.db import (
     async_url,
 )
 from app.db.database import engine_options, is_memory
+from app.db.errors import TransientError
 
 from .models import Shop, Tag, sql
 
@@ -464,7 +465,7 @@ async def test_sqlite_writer_waits_in_the_event_loop(
         assert loop.time() - started < 2  # and not after the whole timeout
 
         monkeypatch.setattr(f"{Database.__module__}.SQLITE_LOCK_TIMEOUT", 0.3)
-        with pytest.raises(OperationalError, match="database is locked"):
+        with pytest.raises(TransientError, match="database is locked"):
             await write()
     await write()
     assert await names(db) == ["first", "late"]

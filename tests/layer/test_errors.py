@@ -5,12 +5,18 @@ import asyncio
 import copy
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
-from sqlalchemy.exc import DBAPIError, OperationalError
+from fastapi import FastAPI
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, MissingGreenlet, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -18,6 +24,7 @@ from app.db import (
     CheckViolation,
     Conflict,
     Database,
+    DatabaseSettings,
     ForeignKeyViolation,
     InvalidQuery,
     InvalidValue,
@@ -26,9 +33,12 @@ from app.db import (
     NotNullViolation,
     ServiceError,
     StaleData,
+    Unavailable,
     UniqueViolation,
     translate_errors,
 )
+from app.db.errors import InvalidCursor, InvalidFilter, TransientError
+from app.db.web import add_error_handlers
 
 from .models import Item, ItemTag, Later, Shop, Tag, sql
 
@@ -153,21 +163,35 @@ async def test_broken_rule(db: Database, driver: str, name: str) -> None:
 
 
 ERRORS = [
+    ServiceError("any"),
     NotFound("no"),
+    NotFound("some", [UUID(int=1), (2, "b")]),
     MultipleFound("two"),
     InvalidQuery("what"),
+    InvalidFilter("which"),
+    InvalidCursor("whose"),
     InvalidValue("long", None, "item", ("name",)),
     NotNullViolation("none", None, "item", ("name",)),
     CheckViolation("rule", "ck_item_price_positive", "item"),
     Conflict("clash", "ex_item", "item", ("name", "price")),
     UniqueViolation("again", "uq_tag_name", "tag", ("name",)),
     ForeignKeyViolation("gone", "fk_item_shop_id_shop", "item", ("shop_id",)),
-    StaleData("old"),
+    StaleData("old", None, "item"),
+    Unavailable("gone"),
+    TransientError("again"),
 ]
 
 
 def _pickled(error: ServiceError) -> ServiceError:
     return cast(ServiceError, pickle.loads(pickle.dumps(error)))  # noqa: S301
+
+
+def test_every_error_is_in_the_list() -> None:
+    def below(kind: type[ServiceError]) -> set[type[ServiceError]]:
+        return {kind}.union(*(below(each) for each in kind.__subclasses__()))
+
+    public = {kind for kind in below(ServiceError) if not kind.__name__.startswith("_")}
+    assert public == {type(error) for error in ERRORS}
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -219,10 +243,17 @@ async def test_stale_row(db: Database) -> None:
             item.price = 5
 
 
-# -- not the caller's fault: passed on as SQLAlchemy's error --------------------
+# -- no answer ------------------------------------------------------------------
 
 
-async def test_deadlock_is_not_a_conflict(db: Database, driver: str) -> None:
+def is_conflict_free(error: BaseException, kind: type[Unavailable], reason: str) -> None:
+    assert type(error) is kind
+    assert not isinstance(error, Conflict)
+    assert f"({reason})" in str(error)
+    assert error.__cause__ is not None
+
+
+async def test_deadlock(db: Database, driver: str) -> None:
     """SQLite has no row locks; there the second writer waits and gives up."""
     async with db.session() as session:
         session.add_all([Shop(id=UUID(int=n), name=f"{n}") for n in (1, 2)])
@@ -234,9 +265,10 @@ async def test_deadlock_is_not_a_conflict(db: Database, driver: str) -> None:
                 execution_options={"isolation_level": "AUTOCOMMIT"}
             )
             await connection.exec_driver_sql("PRAGMA busy_timeout = 50")
-            with pytest.raises(OperationalError, match="locked"), translate_errors():
+            with pytest.raises(TransientError) as caught, translate_errors():
                 await connection.exec_driver_sql("DELETE FROM tag")
             await connection.exec_driver_sql("PRAGMA busy_timeout = 5000")
+        is_conflict_free(caught.value, TransientError, "database is locked")
         return
     both_hold = asyncio.Barrier(2)
 
@@ -250,27 +282,100 @@ async def test_deadlock_is_not_a_conflict(db: Database, driver: str) -> None:
     results = await asyncio.gather(lock(1, 2), lock(2, 1), return_exceptions=True)
     errors = [result for result in results if result is not None]
     assert len(errors) == 1
-    assert isinstance(errors[0], DBAPIError)
-    assert "eadlock" in str(errors[0])
+    is_conflict_free(errors[0], TransientError, "deadlock")
+    # Names only: PostgreSQL's own sentence has processes and rows.
+    assert str(errors[0]) == "Another transaction was in the way (deadlock); run this one again."
+
+
+@pytest.mark.only("sqlite")
+async def test_table_that_is_being_read(db: Database) -> None:
+    many = (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9999) "
+        "SELECT i FROM n, sqlite_master"
+    )
+    with pytest.raises(TransientError) as caught:
+        async with db.session() as session:
+            connection = await session.connection()
+            await connection.exec_driver_sql("CREATE TABLE brief (id INTEGER)")
+            async with connection.stream(text(many)) as rows:
+                await rows.fetchone()
+                await connection.exec_driver_sql("DROP TABLE brief")
+    cause = cast(OperationalError, caught.value.__cause__).orig
+    assert getattr(cause, "sqlite_errorname", "") == "SQLITE_LOCKED"
 
 
 WAIT = {
-    "postgresql": ("SET LOCAL lock_timeout = 50", "lock timeout|LockNotAvailable"),
-    "mysql": ("SET SESSION innodb_lock_wait_timeout = 0", "Lock wait timeout"),
+    "postgresql": "SET LOCAL lock_timeout = 50",
+    "mysql": "SET SESSION innodb_lock_wait_timeout = 0",
 }
 
 
 @pytest.mark.only("postgresql", "mysql")
-async def test_lock_timeout_is_not_a_conflict(db: Database, driver: str) -> None:
+@pytest.mark.parametrize("how", ["timeout", "nowait"])
+async def test_lock_that_is_not_free(db: Database, driver: str, how: str) -> None:
     await stored(db)
-    setting, message = WAIT[driver.partition("-")[0]]
     async with db.sessions() as holder:
         (await holder.get_one(Shop, SHOP)).name = "held"
         await holder.flush()
-        with pytest.raises(DBAPIError, match=message):
+        with pytest.raises(TransientError) as caught:
             async with db.session() as session:
+                if how == "timeout":
+                    await sql(session, WAIT[driver.partition("-")[0]])
+                    await sql(session, "UPDATE shop SET name = 'mine'")
+                else:
+                    await session.get_one(Shop, SHOP, with_for_update={"nowait": True})
+    is_conflict_free(caught.value, TransientError, "lock not free")
+
+
+@pytest.mark.only("mysql")
+@pytest.mark.parametrize("swallowed", [False, True])
+async def test_snapshot_that_is_too_old(db: Database, swallowed: bool) -> None:
+    """MariaDB's REPEATABLE READ refuses to change what it does not see, where asked to."""
+    await stored(db)
+    with pytest.raises(TransientError) as caught:
+        async with db.session("REPEATABLE READ") as session:
+            await sql(session, "SET SESSION innodb_snapshot_isolation = ON")
+            await sql(session, "SELECT name FROM shop")
+            async with db.session() as other:
+                await sql(other, "UPDATE shop SET name = 'east'")
+            with suppress(DBAPIError) if swallowed else nullcontext():
+                await sql(session, "UPDATE shop SET name = 'west'")
+            session.add(Tag(name="half"))
+    is_conflict_free(caught.value, TransientError, "serialization failure")
+    async with db.read_session() as session:
+        assert (await session.exec(select(Tag.name))).all() == ["red"]
+
+
+SLOW = {
+    "postgresql": ("SET LOCAL statement_timeout = 50", "SELECT pg_sleep(9)"),
+    "mysql": ("SET SESSION max_statement_time = 0.05", "SELECT sleep(9)"),
+}
+
+
+@pytest.mark.only("postgresql", "mysql")
+@pytest.mark.parametrize("who", ["timeout", "administrator"])
+async def test_cancelled_statement(db: Database, driver: str, who: str) -> None:
+    database = driver.partition("-")[0]
+    setting, slow = SLOW[database]
+
+    async def wait() -> None:
+        async with db.session() as session:
+            if who == "timeout":
                 await sql(session, setting)
-                await sql(session, "UPDATE shop SET name = 'mine'")
+            number.set_result(await sql(session, KILL[database][0]))
+            await sql(session, slow)
+
+    number: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(wait())
+    if who == "administrator":
+        cancel = {"postgresql": "SELECT pg_cancel_backend({})", "mysql": "KILL QUERY {}"}[database]
+        async with db.session() as session:
+            connection = await number
+            await asyncio.sleep(0.1)
+            await sql(session, cancel.format(connection))
+    with pytest.raises(Unavailable) as caught:
+        await waiting
+    is_conflict_free(caught.value, Unavailable, "statement cancelled")
 
 
 KILL = {
@@ -280,15 +385,22 @@ KILL = {
 
 
 @pytest.mark.only("postgresql", "mysql")
-async def test_lost_connection_is_not_a_conflict_and_the_pool_recovers(
-    db: Database, driver: str
-) -> None:
+@pytest.mark.parametrize("when", ["statement", "commit", "savepoint"])
+async def test_lost_connection_and_the_pool_recovers(db: Database, driver: str, when: str) -> None:
     who, kill = KILL[driver.partition("-")[0]]
-    with pytest.raises(DBAPIError) as caught:
+    with pytest.raises(Unavailable) as caught:
         async with db.session() as session, db.sessions() as killer:
-            await sql(killer, kill.format(await sql(session, who)))
-            await sql(session, "SELECT 1")
-    assert caught.value.connection_invalidated
+            number = await sql(session, who)
+            if when == "savepoint":
+                async with session.begin_nested():
+                    await sql(session, "DELETE FROM tag")
+                    await sql(killer, kill.format(number))
+                    await sql(session, "SELECT 1")
+            await sql(killer, kill.format(number))
+            if when == "statement":
+                await sql(session, "SELECT 1")
+    is_conflict_free(caught.value, Unavailable, "connection lost")
+    assert cast(DBAPIError, caught.value.__cause__).connection_invalidated
     async with db.session() as session:
         assert await sql(session, "SELECT 1") == 1
     # One that dies in the pool, unseen, is replaced at the checkout.
@@ -300,6 +412,97 @@ async def test_lost_connection_is_not_a_conflict_and_the_pool_recovers(
         await asyncio.sleep(0.1)
         async with other.read_session() as session:
             assert await sql(session, who) != number
+
+
+async def test_no_connection(db: Database, driver: str, tmp_path: Path) -> None:
+    url = db.engine.url
+    wrong = [
+        url.set(host="127.0.0.1", port=1).difference_update_query(["host"]),  # nobody listens
+        url.set(username="nobody", password="wrong"),
+        url.set(database="nonesuch"),
+    ]
+    if driver.startswith("sqlite"):
+        wrong = [url.set(database=str(tmp_path / "missing" / "x.db"))]
+    for each in wrong:
+        async with Database(each) as other:
+            with pytest.raises(Unavailable) as caught:
+                async with other.session() as session:
+                    await sql(session, "SELECT 1")
+            await asyncio.sleep(0.05)  # aiosqlite's thread ends
+        is_conflict_free(caught.value, Unavailable, "no connection")
+        assert "wrong" not in str(caught.value)
+
+
+async def test_no_free_connection(db: Database) -> None:
+    settings = DatabaseSettings.model_construct(
+        url=db.engine.url, pool_size=1, max_overflow=0, pool_timeout=0.1
+    )
+    async with Database(settings) as one, one.session() as session:
+        await sql(session, "SELECT 1")
+        with pytest.raises(Unavailable) as caught:
+            async with one.session() as other:
+                await sql(other, "SELECT 1")
+    is_conflict_free(caught.value, Unavailable, "no free connection")
+    assert isinstance(caught.value.__cause__, PoolTimeout)
+
+
+async def test_own_trouble_with_files_is_not_the_databases(db: Database) -> None:
+    for error in (ConnectionRefusedError("mine"), TimeoutError("mine"), FileNotFoundError("mine")):
+        with pytest.raises(type(error), match="mine"):
+            async with db.session() as session:
+                await sql(session, "SELECT 1")
+                raise error
+
+
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")  # it is what happens then
+async def test_lazy_load_is_not_a_lost_connection(db: Database) -> None:
+    await stored(db)
+    async with Database(db.engine.url) as other:  # a connection must be made first
+        async with db.session() as session:
+            item = await session.get_one(Item, ITEM)
+        with pytest.raises(MissingGreenlet):
+            async with other.session() as session:
+                session.add(item)
+                _ = item.tags
+
+
+# -- for clients ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "extra"),
+    [
+        (TransientError("again"), 503, {}),
+        (Unavailable("gone"), 503, {}),
+        (InvalidFilter("which"), 422, {}),
+        (InvalidCursor("whose"), 422, {}),
+        (NotFound("no"), 404, {}),
+        (NotFound("no", [TAG, (1, "b")]), 404, {"keys": [str(TAG), [1, "b"]]}),
+        (NotFound("no", [object()]), 404, {}),
+        (StaleData("old"), 409, {}),
+    ],
+)
+async def test_response(error: ServiceError, status: int, extra: dict[str, Any]) -> None:
+    app = FastAPI()
+    add_error_handlers(app)
+
+    @app.get("/")
+    async def fail() -> None:
+        raise error
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test"
+    ) as client:
+        response = await client.get("/")
+    body = response.json()
+    assert response.headers["content-type"] == "application/problem+json"
+    assert (response.status_code, body["status"], body["detail"]) == (status, status, str(error))
+    assert body.keys() - {"type", "title", "status", "detail"} == extra.keys()
+    assert extra.items() <= body.items()
+    assert response.headers.get("retry-after") == ("1" if status == 503 else None)
+
+
+# -- values ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
