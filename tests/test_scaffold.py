@@ -326,16 +326,16 @@ def test_the_same_again_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_file_that_differs_stops_everything(tmp_path: Path) -> None:
-    folder = project(tmp_path, {"app/__init__.py": "", "app/db/query.py": "mine = 1\n"})
+    folder = project(tmp_path, {"app/__init__.py": "", "app/db/filters.py": "mine = 1\n"})
     before = snapshot(folder)
     error = refused("add", folder)
-    assert "--force would overwrite app/db/query.py" in error
+    assert "--force would overwrite app/db/filters.py" in error
     assert snapshot(folder) == before
 
     report = scaffold("add", folder, "--force", "--json").report
-    assert report["overwritten"] == ["app/db/query.py"]
-    source = EXAMPLE / "app" / "db" / "query.py"
-    assert (folder / "app" / "db" / "query.py").read_bytes() == source.read_bytes()
+    assert report["overwritten"] == ["app/db/filters.py"]
+    source = EXAMPLE / "app" / "db" / "filters.py"
+    assert (folder / "app" / "db" / "filters.py").read_bytes() == source.read_bytes()
     assert sorted(path.name for path in (folder / "app" / "db").iterdir()) == LAYER_FILES
 
 
@@ -729,7 +729,7 @@ def answers(url: str) -> bool:
         ("app/main.py", "app = create_app()", "app = create_apps()", "the app did not start"),
         ("app/db/database.py", "await session.commit()", "await session.rollback()", "status"),
         ("app/api.py", 'page(load="team", ', "page(", "GET /heroes?"),
-        ("app/db/service.py", "row.sqlmodel_update({**payload,", "row.sqlmodel_update({", "PATCH"),
+        ("app/db/service.py", "in changes.items()}\n        w", "in ()}\n        w", "PATCH"),
         ("app/db/web.py", '"constraint": error.constraint', '"constraint": None', "uq_hero_name"),
         ("app/db/web.py", '"application/problem+json")', '"application/json")', "Content-Type"),
     ],
