@@ -1,5 +1,6 @@
 """What the mutation check found: behaviour that no other test would have missed."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -25,6 +26,7 @@ from app.db import (
 )
 from app.db.base import NAMING_CONVENTION, SoftDeleteMixin
 from app.db.client_query import CursorQuery, PageQuery, query_model
+from app.db.errors import TransientError
 from app.db.loading import build_load, needs_unique
 from app.db.paging import CursorPage, Keyset
 from app.db.sorting import build_order, sort_keys
@@ -241,6 +243,18 @@ async def test_collections_that_the_model_joins(store: Database) -> None:
         assert len((await boxes.get(1)).lids) == 3
 
 
+@pytest.mark.only("postgresql", "mysql")
+async def test_readers_share_a_lock(db: Database) -> None:
+    async with db.session() as session:
+        shop = await ShopService(session).create({"name": "shop"})
+    async with db.session() as one, db.session() as two:
+        assert await ShopService(one).get(shop.id, lock="share")
+        assert await asyncio.wait_for(ShopService(two).get(shop.id, lock="share"), 5)
+        with pytest.raises(TransientError):
+            async with db.session() as three:
+                await ShopService(three).get(shop.id, lock="nowait")
+
+
 @pytest.mark.parametrize(
     ("many", "one", "repeats"),
     [
@@ -439,6 +453,8 @@ def test_client_decimals(right: str, wrong: str) -> None:
 
 
 def test_client_defaults() -> None:
+    assert PageQuery().arguments() == {"limit": 50, "offset": 0}
+    assert CursorQuery().arguments() == {"limit": 50}
     assert CodePage().arguments() == {"limit": 50, "offset": 0}
     assert CodeCursor().arguments() == {"limit": 50}
     assert query_model(CodeService, PageQuery, 7)().arguments() == {"limit": 7, "offset": 0}
@@ -526,6 +542,15 @@ async def test_many_rows_take_no_relations(store: Database) -> None:
         ):
             with pytest.raises(InvalidValue, match=r"^LeftLid\.box is a relation"):
                 await call
+
+
+@pytest.mark.only("mysql")
+async def test_integers_are_compared_as_such(store: Database, statements: Counter) -> None:
+    """MariaDB uses no index where a number is compared with text."""
+    async with store.session() as session:
+        with statements(store) as sent:
+            await LidService(session).update_multi({1: {"deleted_at": AT}, 2: {"deleted_at": AT}})
+        assert "c0 BIGINT PATH" in sent[0]
 
 
 class OnlySize(SQLModel):
