@@ -560,7 +560,7 @@ def check(options: argparse.Namespace) -> int:
     paths: list[str] = options.tests or [*map(str, Path(TESTS).glob("test_*.py"))]
     paths.sort(key=lambda path: (-Path(path).stat().st_size, path))
     began, verdicts = time.monotonic(), list[Verdict]()
-    with get_context("fork").Pool(options.workers) as pool:
+    with get_context("fork").Pool(options.workers, initializer=leave_quietly) as pool:
         surveyed = survey(pool, options.databases, paths)
         if surveyed.failed or not surveyed.seconds:
             for log in Path().glob("red-*"):
@@ -591,6 +591,16 @@ def check(options: argparse.Namespace) -> int:
     if unreliable:
         say("\n".join(["These tests killed, but fail without a change too:", *unreliable]))
     return int(bool(unreliable) or 1 - len(survived) / len(verdicts) < ENOUGH)
+
+
+def leave_quietly() -> None:
+    """In a worker: Ctrl-C is for the main process, which then ends this one."""
+
+    def leave(_number: int, _frame: object) -> None:
+        sys.exit()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, leave)
 
 
 def control(killers: Iterable[tuple[str, str]], databases: Sequence[str]) -> list[str]:

@@ -33,6 +33,11 @@ How to write a document that is one:
   are parsed by the library that reads them.
 * `Databases: PostgreSQL, SQLite.` in a paragraph of its own restricts a section and those
   below it. Without it the section runs on all of them.
+* `Since: SQLAlchemy 2.1, FastAPI 0.121.` in a paragraph of its own: where one of them is
+  older, the section and those below it are skipped, which the run says.
+* A block below a paragraph that starts with `Wrong:` must promise what it raises; one below
+  `Right:` must not. `--flip` proves each pair of a section: it runs the wrong one as if it
+  were right, and the right one with the promise of the wrong one, and wants both to fail.
 * Python is linted and formatted: 100 columns, double quotes, sorted imports.
 * Blocks may stand in lists and quotes; headings may not, nor code in HTML.
 

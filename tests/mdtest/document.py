@@ -16,6 +16,9 @@ DATA_LANGUAGES = frozenset({"toml", "ini", "yaml", "json", "mako", "dotenv"})
 LANGUAGES = frozenset({"python", "bash", "text", "sql"}) | DATA_LANGUAGES
 
 _LABEL = re.compile(r"`([^`\s]+)`:")
+_PAIR = re.compile(r"(Wrong|Right)\b[^.]*:(\s|$)")
+_SINCE = re.compile(r"Since:\s+(.+?)\.?")
+_VERSION = re.compile(r"(?P<name>[A-Za-z][\w.-]*) (?P<version>\d+(\.\d+)*)")
 _NEARLY_LABEL = re.compile(r"`[^`\s]*\.(py|toml|ini|ya?ml|json|mako|env|sh|sql)`\W*$")
 _DATABASES = re.compile(r"Databases?:\s+([\w, ]+?)\.?")
 _DATABASE_NAMES = {
@@ -59,6 +62,8 @@ class Block:
     name: str | None = None
     """Path of the file that the block becomes."""
     raises: tuple[Raises, ...] = ()
+    role: str = ""
+    """"wrong" or "right", as the paragraph above says; of a pair."""
 
     def expected(self, database: str) -> Raises | None:
         """The exception that this block must raise on this database."""
@@ -79,6 +84,12 @@ class Section:
     blocks: list[Block] = field(default_factory=list[Block])
     children: "list[Section]" = field(default_factory=list["Section"])
     own_databases: frozenset[str] = frozenset()
+    own_versions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def versions(self) -> tuple[tuple[str, str], ...]:
+        """Distributions and their versions, from which on the section holds."""
+        return (self.parent.versions if self.parent else ()) + self.own_versions
 
     @property
     def databases(self) -> frozenset[str]:
@@ -157,6 +168,7 @@ def parse(path: Path, text: str | None = None) -> Document:
     sections = [top]
     current = top
     label: tuple[str, int] | None = None
+    role = ""
 
     tokens = MarkdownIt("commonmark").parse(source)
     for index, token in enumerate(tokens):
@@ -172,6 +184,7 @@ def parse(path: Path, text: str | None = None) -> Document:
             while parent.level >= level and parent.parent is not None:
                 parent = parent.parent
             title = tokens[index + 1].content.replace("`", "")
+            role = ""
             current = Section(title=title, level=level, line=line, parent=parent)
             parent.children.append(current)
             sections.append(current)
@@ -191,6 +204,18 @@ def parse(path: Path, text: str | None = None) -> Document:
                 current.own_databases = frozenset(
                     _DATABASE_NAMES[name] for name in names if name in _DATABASE_NAMES
                 )
+            elif match := _SINCE.fullmatch(content):
+                versions = [_VERSION.fullmatch(each) for each in match[1].split(", ")]
+                if not all(versions):
+                    message = f"Since: {match[1]}: write Since: Name 1.2, Other 3.4."
+                    problems.append((line, message))
+                elif current.blocks:
+                    problems.append((line, "Since: must stand before the first block"))
+                current.own_versions = tuple(
+                    (each["name"], each["version"]) for each in versions if each
+                )
+            elif match := _PAIR.match(content):
+                role = match[1].lower()
             elif _NEARLY_LABEL.search(content) and tokens[index + 2].type == "fence":
                 message = "to name the file of the block, put `path`: on a line of its own"
                 problems.append((line, message))
@@ -202,7 +227,8 @@ def parse(path: Path, text: str | None = None) -> Document:
             name = label[0] if label else None
             label = None
             raises = tuple(_raises(token.content, line + 1))
-            block = Block(token.info.strip(), token.content, line + 1, name, raises)
+            block = Block(token.info.strip(), token.content, line + 1, name, raises, role)
+            role = ""
             problems += _problems(block, current)
             current.blocks.append(block)
     if label is not None:
@@ -235,6 +261,10 @@ def _problems(block: Block, section: Section) -> Iterator[tuple[int, str]]:
     if block.name and (block.name.startswith("/") or ".." in Path(block.name).parts):
         yield line, f"{block.name}: leaves the project folder"
     yield from _raises_problems(block, section)
+    if block.role == "wrong" and not block.raises:
+        yield line, "a wrong example that promises nothing: say # raises: Name"
+    if block.role == "right" and block.raises:
+        yield line, "a right example that raises"
     if block.language == "python":
         yield from _output_problems(block)
 

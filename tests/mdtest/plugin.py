@@ -1,9 +1,9 @@
 """The pytest side: collects Markdown files, runs their sections."""
 
-import dataclasses
 import fnmatch
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -12,8 +12,10 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any, Literal, Self, cast
+from typing import IO, Any, Literal, Self, TypeVar, cast
 
 import pytest
 
@@ -27,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 _SERVERS = pytest.StashKey[Servers]()
 _ZYGOTE = pytest.StashKey["Zygote"]()
 _UPDATES = pytest.StashKey[dict[Path, dict[int, str]]]()
+_Run = TypeVar("_Run", bound="RunItem")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,6 +51,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="Keep the project folders of sections that fail, and say where they are",
     )
+    group.addoption(
+        "--flip",
+        action="store_true",
+        help="Exchange the promises of each Wrong: and Right: pair, instead of running sections; "
+        "what then does not fail proves nothing",
+    )
     parser.addini("mdtest", "Markdown documents that are tests (patterns)", type="linelist")
 
 
@@ -66,7 +75,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"REQUIRE_DATABASES names {names}; --databases leaves it out")
     config.stash[_SERVERS] = servers = Servers()
     config.stash[_UPDATES] = {}
-    config.pluginmanager.register(Summary(config, chosen), "mdtest-summary")
+    if not config.getoption("flip"):  # which does not run what the documents say
+        config.pluginmanager.register(Summary(config, chosen), "mdtest-summary")
     # A stopped run stops its servers: these signals take the same way out as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.default_int_handler)
@@ -144,25 +154,55 @@ class MarkdownFile(_Made, pytest.File):
             document = parse(where, self.path.read_text("utf-8"))
         except DocumentError as error:
             raise self.CollectError(str(error)) from None
+        if self.config.getoption("flip"):
+            yield from self._flipped(document)
+            return
         yield StyleItem.make(self, name="style", document=document)
         tested: set[int] = set()
         for title, section in document.tests():
             tested |= {block.line for block in section.program()}
-            for database in _chosen(self.config):
-                if not section.databases or database in section.databases:
-                    name = f"{title}[{database}]"
-                    yield SectionItem.make(
-                        self,
-                        name=name,
-                        # As text, so that pytest reads it as it reads its own cache (--lf).
-                        nodeid=f"{self.nodeid}::{name}",
-                        document=document,
-                        section=section,
-                        database=database,
-                    )
+            for database in self._databases(section):
+                yield self._item(SectionItem, title, document, section, database)
         for block in document.blocks():
             if block.line not in tested:
                 raise self.CollectError(f"{where}:{block.line}: no test runs this block")
+
+    def _flipped(self, document: Document) -> Iterable[pytest.Item]:
+        for title, section in document.tests():
+            wrong = [block for block in section.blocks if block.role == "wrong"]
+            right = [block for block in section.blocks if block.role == "right"]
+            if len(wrong) != len(right):
+                raise self.CollectError(f"{self.path}: {title}: not as many wrong as right")
+            for database in self._databases(section):
+                for bad, good in zip(wrong, right, strict=True):
+                    if promise := bad.expected(database):
+                        last = good.line + good.code.rstrip().count("\n")
+                        for flipped in (
+                            replace(bad, raises=()),
+                            replace(good, raises=(replace(promise, line=last),)),
+                        ):
+                            name = f"{title}, {flipped.role}"
+                            item = self._item(FlippedItem, name, document, section, database)
+                            item.flipped = flipped
+                            yield item
+
+    def _databases(self, section: Section) -> list[str]:
+        chosen = _chosen(self.config)
+        return [each for each in chosen if not section.databases or each in section.databases]
+
+    def _item(
+        self, kind: "type[_Run]", title: str, document: Document, section: Section, database: str
+    ) -> "_Run":
+        name = f"{title}[{database}]"
+        return kind.make(
+            self,
+            name=name,
+            # As text, so that pytest reads it as it reads its own cache (--lf).
+            nodeid=f"{self.nodeid}::{name}",
+            document=document,
+            section=section,
+            database=database,
+        )
 
 
 class MarkdownItem(_Made, pytest.Item):
@@ -196,8 +236,8 @@ class StyleItem(MarkdownItem):
         return self.path, 0, self.name
 
 
-class SectionItem(MarkdownItem):
-    """A section on a database."""
+class RunItem(MarkdownItem):
+    """Runs a section on a database."""
 
     document: Document
     section: Section
@@ -212,12 +252,13 @@ class SectionItem(MarkdownItem):
         self.database = database
         self.add_marker(database)
 
-    def blocks(self) -> Blocks:
-        """What the item stands for in the summary."""
-        lines = [block.line for block in self.section.program()]
-        return Blocks(str(self.document.path), self.database, lines)
+    def program(self) -> list[Block]:
+        return self.section.program()
 
     def runtest(self) -> None:
+        for name, least in self.section.versions:
+            if too_old := _older(name, least):
+                pytest.skip(f"since {name} {least}: {too_old}")
         with self._scratch() as scratch, self._database(scratch) as url:
             self._check(scratch, self._run(scratch, url))
 
@@ -268,7 +309,7 @@ class SectionItem(MarkdownItem):
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 "HOME": str(folder),
             },
-            "blocks": [dataclasses.asdict(block) for block in self.section.program()],
+            "blocks": [asdict(block) for block in self.program()],
             "inherited": len(self.section.inherited()),
             "timeout": self.config.getoption("section_timeout"),
             "update": self.config.getoption("update_examples"),
@@ -293,7 +334,7 @@ class SectionItem(MarkdownItem):
             )
         outcomes = [
             (block.line, outcome)
-            for block, outcome in zip(self.section.program(), result["outcomes"], strict=True)
+            for block, outcome in zip(self.program(), result["outcomes"], strict=True)
         ]
         self.user_properties.append(("mdtest", [each for each in outcomes if each[1]]))
         updates = self.config.stash[_UPDATES].setdefault(self.path, {})
@@ -310,6 +351,46 @@ class SectionItem(MarkdownItem):
 
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, self.section.line - 1, self.name
+
+
+class SectionItem(RunItem):
+    """A section as it stands."""
+
+    def blocks(self) -> Blocks:
+        """What the item stands for in the summary."""
+        lines = [block.line for block in self.program()]
+        return Blocks(str(self.document.path), self.database, lines)
+
+
+class FlippedItem(RunItem):
+    """A section in which a wrong example is told to be right, or the other way round."""
+
+    flipped: Block
+
+    def program(self) -> list[Block]:
+        blocks = super().program()
+        return [self.flipped if each.line == self.flipped.line else each for each in blocks]
+
+    def runtest(self) -> None:
+        first = self.flipped.line
+        try:
+            super().runtest()
+        except MarkdownFailure as failure:
+            _, line, _ = str(failure).split(":", 2)
+            if first <= int(line) <= first + self.flipped.code.count("\n"):
+                return
+            raise
+        raise MarkdownFailure(f"{self.document.path}:{first}: flipped, and nothing noticed")
+
+
+def _older(name: str, least: str) -> str:
+    """What is installed, where that is older or nothing."""
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return "not installed"
+    numbers = [tuple(map(int, re.findall(r"\d+", each))) for each in (found, least)]
+    return f"{found} is installed" if numbers[0] < numbers[1] else ""
 
 
 class MarkdownFailure(Exception):

@@ -38,6 +38,11 @@ REFUSED = {
     "unknown database": (f"Databases: Oracle.\n\n{PYTHON}", 1, "unknown database oracle; known: "),
     "databases joined by and": (f"Databases: SQLite and MySQL.\n\n{PYTHON}", 1, "unknown database"),
     "databases too late": (PYTHON + "\nDatabases: SQLite.\n", 5, "before the first block"),
+    "since without a version": (f"Since: SQLAlchemy.\n\n{PYTHON}", 1, "write Since: Name 1.2"),
+    "since in words": (f"Since: SQLAlchemy 2.1 and 2.2.\n\n{PYTHON}", 1, "write Since: Name 1.2"),
+    "since too late": (PYTHON + "\nSince: SQLAlchemy 2.1.\n", 5, "before the first block"),
+    "wrong without a promise": (f"Wrong:\n\n{PYTHON}", 3, "promises nothing"),
+    "right with one": ("Right: so.\n\n```python\nx()  # raises: E\n```\n", 3, "raises"),
     "heading in a list": (f"- # Title\n\n{PYTHON}", 1, "heading in a list or a quote"),
     "heading in a quote": (f"> # Title\n\n{PYTHON}", 1, "heading in a list or a quote"),
     "code in a comment": (f"<!--\n```python\ny\n```\n-->\n\n{PYTHON}", 1, "code in HTML"),
@@ -212,3 +217,26 @@ def test_databases_hold_for_the_sections_below() -> None:
 def test_markers(code: str, line: int) -> None:
     (block,) = parse(Path("page.md"), f"```python\n{code}\n```\n").blocks()
     assert [each.line for each in block.raises] == [line + 1]
+
+
+def test_versions_hold_below() -> None:
+    text = (
+        f"# A\n\nSince: SQLAlchemy 2.1.\n\n## B\n\n{PYTHON}\n"
+        f"## C\n\nSince: sqlmodel 0.0.45, FastAPI 0.121.\n\n{PYTHON}\n# D\n\n{PYTHON}"
+    )
+    above = ("SQLAlchemy", "2.1")
+    assert [
+        section.versions for section in parse(Path("page.md"), text).sections if section.blocks
+    ] == [
+        (above,),
+        (above, ("sqlmodel", "0.0.45"), ("FastAPI", "0.121")),
+        (),
+    ]
+
+
+def test_pairs() -> None:
+    wrong = "```python\nx()  # raises: E\n```\n"
+    text = f"# A\n\n{PYTHON}\nWrong:\n\n{wrong}\nRight: name it.\n\n{PYTHON}\n{PYTHON}"
+    text += f"\nWrong is other prose. Not a label:\n\n{PYTHON}"
+    roles = [block.role for block in parse(Path("page.md"), text).blocks()]
+    assert roles == ["", "wrong", "right", "", ""]

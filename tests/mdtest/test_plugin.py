@@ -134,6 +134,64 @@ def test_stopping_and_coming_back(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+def test_versions(tmp_path: Path) -> None:
+    page(tmp_path, "# A\n\nSince: pytest 1.2, pytest 999.1.\n\n```python\nraise ValueError(1)\n```\n", "new.md")
+    page(tmp_path, "# A\n\nSince: pytest 1.2.\n\n```python\nx = 1\n```\n", "old.md")
+    page(tmp_path, "# A\n\nSince: nothing-such 1.\n\n```python\nraise ValueError(1)\n```\n", "other.md")
+    done = run(tmp_path)
+    assert "4 passed, 2 skipped" in done.stdout.splitlines()[-1]
+    assert f"skipped: since pytest 999.1: {pytest.__version__} is installed" in done.stdout
+    assert "skipped: since nothing-such 1: not installed" in done.stdout
+    assert table(done.stdout)["python"]["skipped"] == 2
+
+
+PAIR = """# Pair
+
+Wrong:
+
+```python
+total = 1 + 1
+# raises: AssertionError: 2
+assert total == 3, total
+```
+
+Right:
+
+```python
+total = 1 + 2
+assert total == 3, total
+```
+"""
+
+
+def test_flipped(tmp_path: Path) -> None:
+    page(tmp_path, PAIR)
+    assert run(tmp_path).returncode == 0
+    done = run(tmp_path, "--flip", "-v")
+    assert "Pair, wrong[sqlite] PASSED" in done.stdout
+    assert "Pair, right[sqlite] PASSED" in done.stdout
+    assert "2 passed" in done.stdout.splitlines()[-1]
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("# Pair\n", "# Pair\n\n```python\nx.y\n```\n", "page.md:4: NameError"),
+        ("Right:", "Instead:", "not as many wrong as right"),
+    ],
+)
+def test_flipped_is_looked_at(tmp_path: Path, old: str, new: str, message: str) -> None:
+    page(tmp_path, PAIR.replace(old, new))
+    done = run(tmp_path, "--flip")
+    assert message in done.stdout
+
+
+def test_nothing_to_flip(tmp_path: Path) -> None:
+    page(tmp_path)
+    assert run(tmp_path, "--flip").returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
 # -- counting ------------------------------------------------------------------
 
 
