@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy.exc import ProgrammingError
-from sqlmodel import col
+from sqlmodel import col, select
 
 from app.db import (
     Database,
@@ -434,3 +434,16 @@ def test_types(checker: str) -> None:
     found = result.stdout + result.stderr
     assert result.returncode == 0, found
     assert "no issues found in 1 source file" in found or "0 errors" in found
+
+
+@pytest.mark.only("sqlite", "postgresql")  # MariaDB has no DELETE or UPDATE after WITH
+async def test_rows_found_by_a_cte_are_counted(stock: Database) -> None:
+    async with stock.session() as session:
+        items = ItemService(session)
+        dear = select(Item.id).where(col(Item.price) == 10).cte("dear")
+        found = col(Item.id).in_(select(dear.c.id))
+        assert await items.update_where({"price": 11}, found, allow_multiple=True) == 2
+        assert await items.update_where({"price": 11}, found, allow_multiple=True) == 0
+        await items.update_where({"price": 10}, allow_multiple=True, price=11)
+        assert await items.delete_where(found, allow_multiple=True, name="axe") == 1
+        assert await items.delete_where(found, allow_multiple=True, name="axe") == 0

@@ -257,7 +257,7 @@ class RunItem(MarkdownItem):
 
     def runtest(self) -> None:
         for name, least in self.section.versions:
-            if too_old := _older(name, least):
+            if too_old := older(name, least):
                 pytest.skip(f"since {name} {least}: {too_old}")
         with self._scratch() as scratch, self._database(scratch) as url:
             self._check(scratch, self._run(scratch, url))
@@ -383,7 +383,7 @@ class FlippedItem(RunItem):
         raise MarkdownFailure(f"{self.document.path}:{first}: flipped, and nothing noticed")
 
 
-def _older(name: str, least: str) -> str:
+def older(name: str, least: str) -> str:
     """What is installed, where that is older or nothing."""
     try:
         found = version(name)

@@ -8,6 +8,7 @@ import asyncio
 import configparser
 import contextlib
 import difflib
+import gc
 import importlib
 import inspect
 import io
@@ -249,6 +250,9 @@ class _Section:
             error = raised
         if error is not None or self.lost:
             self._check_raised(block, expected, error)
+            error = None
+            gc.collect()  # or a coroutine in a cycle with the error blames the next block
+            self.lost.clear()
         elif expected:
             wanted = f"{expected.name}: {expected.text}" if expected.text else expected.name
             raise Failure(expected.line, f"does not raise {wanted}")

@@ -135,9 +135,17 @@ def test_stopping_and_coming_back(tmp_path: Path) -> None:
 
 
 def test_versions(tmp_path: Path) -> None:
-    page(tmp_path, "# A\n\nSince: pytest 1.2, pytest 999.1.\n\n```python\nraise ValueError(1)\n```\n", "new.md")
+    page(
+        tmp_path,
+        "# A\n\nSince: pytest 1.2, pytest 999.1.\n\n```python\nraise ValueError(1)\n```\n",
+        "new.md",
+    )
     page(tmp_path, "# A\n\nSince: pytest 1.2.\n\n```python\nx = 1\n```\n", "old.md")
-    page(tmp_path, "# A\n\nSince: nothing-such 1.\n\n```python\nraise ValueError(1)\n```\n", "other.md")
+    page(
+        tmp_path,
+        "# A\n\nSince: nothing-such 1.\n\n```python\nraise ValueError(1)\n```\n",
+        "other.md",
+    )
     done = run(tmp_path)
     assert "4 passed, 2 skipped" in done.stdout.splitlines()[-1]
     assert f"skipped: since pytest 999.1: {pytest.__version__} is installed" in done.stdout

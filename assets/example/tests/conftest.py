@@ -1,32 +1,34 @@
-"""The app on a real database: SQLite in a temporary folder, or `TEST_DATABASE_URL`.
+"""The app on a real database: SQLite in a temporary folder, or beside `TEST_DATABASE_URL`.
 
 `client` and `session` are for most tests: whatever they commit is rolled back at the end
 of the test, so tests cannot see each other and no table is emptied.
 `committing_client` really commits, for what a rollback would hide.
+
+Each process has a database of its own (`TEST_DATABASE_URL` names one whose user may create
+others), so `pytest -n 4` works. A test that reads what was not loaded, or leaves a session open,
+fails at its end.
 """
 
 import copy
 import os
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 from httpx import ASGITransport, AsyncClient
-from sqlalchemy import event, make_url
-from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy import make_url
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.db import Database
+from app.db import Database, testing
 from app.main import create_app
 
-TEST_DATABASE_URL = os.environ.get("TEST_DATABASE_URL")
+guard = testing.guard  # a fixture, for all tests
+TEST_DATABASE_URL = os.environ.get("TEST_DATABASE_URL", "sqlite+aiosqlite://")
 
 
 def pytest_report_header() -> str:
-    return f"database: {make_url(TEST_DATABASE_URL or 'sqlite+aiosqlite://')!r}"
+    return f"database: {make_url(TEST_DATABASE_URL)!r}"
 
 
 @pytest.fixture(scope="session")
@@ -35,33 +37,20 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-async def database(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Database]:
-    """Tables of its own. Those of `TEST_DATABASE_URL` are dropped, before and after."""
-    file = Path(tmp_path_factory.mktemp("database")) / "test.db"
-    url = TEST_DATABASE_URL or f"sqlite+aiosqlite:///{file}"
-    async with Database(url) as database:
-        await database.drop_tables()
+async def database() -> AsyncGenerator[Database]:
+    """With all tables, empty."""
+    async with testing.temporary_database(TEST_DATABASE_URL) as url, Database(url) as database:
         await database.create_tables()
         yield database
-        await database.drop_tables()
 
 
 @pytest.fixture
 async def rolled_back(database: Database) -> AsyncGenerator[Database]:
-    """The same database, inside one transaction that is rolled back.
-
-    Its sessions share one connection; their commits release savepoints.
-    """
-    async with database.engine.connect() as connection, connection.begin() as outer:
+    """The same database, inside one transaction that is rolled back."""
+    async with testing.rolled_back(database.engine) as sessions:
         inside = copy.copy(database)
-        inside.sessions = inside.read_sessions = async_sessionmaker(
-            connection,
-            class_=AsyncSession,
-            expire_on_commit=False,
-            join_transaction_mode="create_savepoint",
-        )
+        inside.sessions = inside.read_sessions = sessions
         yield inside
-        await outer.rollback()
 
 
 @pytest.fixture
@@ -92,18 +81,3 @@ async def _client(database: Database) -> AsyncGenerator[AsyncClient]:
     transport = ASGITransport(app)
     async with AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
-
-
-@pytest.fixture
-def statements(database: Database) -> Generator[list[str]]:
-    """The SQL that was sent, without savepoints; `.clear()` it before the part to count."""
-    sent: list[str] = []
-
-    def remember(*arguments: Any) -> None:
-        if not arguments[2].startswith(("SAVEPOINT", "RELEASE", "ROLLBACK", "BEGIN")):
-            sent.append(arguments[2])
-
-    engine = database.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", remember)
-    yield sent
-    event.remove(engine, "before_cursor_execute", remember)

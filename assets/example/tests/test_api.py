@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from httpx import ASGITransport, AsyncClient
 
 from app.db import Database
+from app.db.testing import expect_statements
 from app.main import create_app, lifespan
 from app.services import HeroService
 
@@ -36,7 +37,7 @@ async def names(client: AsyncClient, **params: Any) -> list[str]:
     return [item["name"] for item in (await get(client, "/heroes", **params))["items"]]
 
 
-async def test_a_hero_comes_with_its_relations(client: AsyncClient, statements: list[str]) -> None:
+async def test_a_hero_comes_with_its_relations(client: AsyncClient) -> None:
     team_id = await create(client, "/teams", name="Preventers")
     mentor_id = await create(client, "/heroes", name="Tarantula")
     hero_id = await create(
@@ -48,11 +49,8 @@ async def test_a_hero_comes_with_its_relations(client: AsyncClient, statements: 
         path = f"/heroes/{hero_id}/missions/{mission_id}"
         assert (await client.put(path, json={"role": "lead"})).status_code == 200
 
-    statements.clear()
-    hero = await get(client, f"/heroes/{hero_id}")
-
-    # hero with team and mentor; apprentices; assignments with missions
-    assert len(statements) == 3
+    with expect_statements(3):  # hero, team and mentor; apprentices; assignments and missions
+        hero = await get(client, f"/heroes/{hero_id}")
     assert hero["team"]["name"] == "Preventers"
     assert hero["mentor"]["name"] == "Tarantula"
     assert [each["name"] for each in hero["apprentices"]] == ["Rusty-Man"]
@@ -63,10 +61,9 @@ async def test_a_hero_comes_with_its_relations(client: AsyncClient, statements: 
     assert "secret_name" not in hero
 
     await client.put(f"/heroes/{mentor_id}/missions/{mission_id}", json={"role": "advice"})
-    statements.clear()
-    mission = await get(client, f"/missions/{mission_id}")
+    with expect_statements(2):
+        mission = await get(client, f"/missions/{mission_id}")
     assert [each["hero"]["name"] for each in mission["assignments"]] == ["Tarantula", "Spider-Boy"]
-    assert len(statements) == 2
 
     assert (await client.delete(path)).status_code == 204
     assert (await client.delete(path)).status_code == 404
@@ -90,7 +87,7 @@ async def test_team(client: AsyncClient) -> None:
     assert (await get(client, "/heroes", team_id__is_null=True))["total"] == 2
 
 
-async def test_list_filters_sorts_and_pages(client: AsyncClient, statements: list[str]) -> None:
+async def test_list_filters_sorts_and_pages(client: AsyncClient) -> None:
     team_id = await create(client, "/teams", name="Preventers")
     mission_id = await create(client, "/missions", title="Rescue")
     deadpond = await create(client, "/heroes", name="Deadpond", power=10, team_id=team_id)
@@ -110,9 +107,8 @@ async def test_list_filters_sorts_and_pages(client: AsyncClient, statements: lis
     assert (await get(client, "/missions", done=True))["items"] == []
     assert len((await get(client, "/missions", title__icontains="RES"))["items"]) == 1
 
-    statements.clear()
-    page = await get(client, "/heroes", limit=2, offset=1)
-    assert len(statements) == 2  # rows with their teams; total
+    with expect_statements(2):  # rows with their teams; total
+        page = await get(client, "/heroes", limit=2, offset=1)
     assert [(each["name"], each["team"] and each["team"]["id"]) for each in page["items"]] == [
         ("Deadpond", team_id),
         ("Tarantula", None),

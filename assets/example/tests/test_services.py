@@ -5,6 +5,7 @@ from sqlmodel import SQLModel, col, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.db import CheckViolation, Conflict, Database, NotFound, UniqueViolation
+from app.db.testing import recorded_statements
 from app.models import (
     Assignment,
     AssignmentUpdate,
@@ -30,10 +31,6 @@ async def mission(session: AsyncSession, title: str) -> int:
     row = await MissionService(session).create({"title": title})
     assert row.id is not None
     return row.id
-
-
-def verbs(statements: list[str]) -> list[str]:
-    return [sql.split()[0] for sql in statements]
 
 
 async def test_update_changes_what_was_set(session: AsyncSession) -> None:
@@ -78,39 +75,35 @@ async def test_a_conflict_names_the_constraint(session: AsyncSession) -> None:
     assert caught.value.constraint == "uq_hero_name"
 
 
-async def test_deleting_a_team_keeps_its_heroes(
-    session: AsyncSession, statements: list[str]
-) -> None:
+async def test_deleting_a_team_keeps_its_heroes(session: AsyncSession) -> None:
     team = await TeamService(session).create(TeamCreate(name="Preventers"))
     hero_id = await hero(session, "Deadpond", team_id=team.id)
     await TeamService(session).get(team.id, load="heroes")
-    statements.clear()
 
-    await TeamService(session).delete(team)
+    with recorded_statements() as sent:
+        await TeamService(session).delete(team)
 
-    assert verbs(statements) == ["DELETE"]  # the database clears hero.team_id
+    assert sent.verbs() == ["DELETE"]  # the database clears hero.team_id
     session.expire_all()
     assert (await HeroService(session).get(hero_id)).team_id is None
 
 
-async def test_deleting_a_mentor_keeps_the_apprentice(
-    session: AsyncSession, statements: list[str]
-) -> None:
+async def test_deleting_a_mentor_keeps_the_apprentice(session: AsyncSession) -> None:
     mentor_id = await hero(session, "Tarantula")
     hero_id = await hero(session, "Spider-Boy", mentor_id=mentor_id)
     session.expunge_all()
-    statements.clear()
 
-    await HeroService(session).delete(mentor_id)
+    with recorded_statements() as sent:
+        await HeroService(session).delete(mentor_id)
 
-    assert verbs(statements) == ["SELECT", "DELETE"]
+    assert sent.verbs() == ["SELECT", "DELETE"]
     assert (await HeroService(session).get(hero_id)).mentor_id is None
 
 
 @pytest.mark.parametrize("loaded", [False, True])
 @pytest.mark.parametrize("side", ["hero", "mission"])
 async def test_deleting_either_side_deletes_the_assignment(
-    session: AsyncSession, statements: list[str], side: str, loaded: bool
+    session: AsyncSession, side: str, loaded: bool
 ) -> None:
     heroes, missions = HeroService(session), MissionService(session)
     hero_id, mission_id = await hero(session, "Deadpond"), await mission(session, "Rescue")
@@ -118,33 +111,31 @@ async def test_deleting_either_side_deletes_the_assignment(
     await assignments.assign(hero_id, mission_id, AssignmentUpdate(role="lead"))
     session.expunge_all()
     load = "assignments" if loaded else ()
-    statements.clear()
 
-    if side == "hero":
-        await heroes.delete(await heroes.get(hero_id, load=load))
-    else:
-        await missions.delete(await missions.get(mission_id, load=load))
+    with recorded_statements() as sent:
+        if side == "hero":
+            await heroes.delete(await heroes.get(hero_id, load=load))
+        else:
+            await missions.delete(await missions.get(mission_id, load=load))
 
     if not loaded:
-        assert verbs(statements) == ["SELECT", "DELETE"]
+        assert sent.verbs() == ["SELECT", "DELETE"]
     assert await assignments.count() == 0
     assert await missions.exists(id=mission_id) is (side == "hero")
     assert await heroes.exists(id=hero_id) is (side == "mission")
 
 
-async def test_assigning_twice_changes_the_role(
-    session: AsyncSession, statements: list[str]
-) -> None:
+async def test_assigning_twice_changes_the_role(session: AsyncSession) -> None:
     hero_id = await hero(session, "Deadpond")
     mission_id = await mission(session, "Rescue")
     assignments = AssignmentService(session)
-    statements.clear()
 
-    await assignments.assign(hero_id, mission_id, AssignmentUpdate(role="lead"))
-    await assignments.assign(hero_id, mission_id, AssignmentUpdate(role="driver"))
+    with recorded_statements() as sent:
+        await assignments.assign(hero_id, mission_id, AssignmentUpdate(role="lead"))
+        await assignments.assign(hero_id, mission_id, AssignmentUpdate(role="driver"))
     # No SELECT before it: nobody can be quicker in between.
-    assert verbs(statements)[0] == "INSERT"
-    assert verbs(statements).count("INSERT") == 2
+    assert sent.verbs()[0] == "INSERT"
+    assert sent.verbs().count("INSERT") == 2
 
     session.expire_all()
     rows = await assignments.list()
@@ -194,17 +185,15 @@ async def test_mentors_make_no_circle(session: AsyncSession) -> None:
     assert (await heroes.set_mentor(first, third)).mentor_id == third
 
 
-async def test_mentors_are_read_anew_and_locked(
-    session: AsyncSession, statements: list[str]
-) -> None:
+async def test_mentors_are_read_anew_and_locked(session: AsyncSession) -> None:
     heroes = HeroService(session)
     first, second, third = [await hero(session, name) for name in ("First", "Second", "Third")]
-    statements.clear()
-    await heroes.set_mentor(first, second)
-    assert verbs(statements) == ["SELECT", "UPDATE"]
-    assert "ORDER BY hero.id" in statements[0]
+    with recorded_statements() as sent:
+        await heroes.set_mentor(first, second)
+    assert sent.verbs() == ["SELECT", "UPDATE"]
+    assert "ORDER BY hero.id" in sent[0].sql
     # SQLite has no row locks; there the whole transaction is the only writer.
-    assert ("FOR UPDATE" in statements[0]) is (session.get_bind().dialect.name != "sqlite")
+    assert ("FOR UPDATE" in sent[0].sql) is (session.get_bind().dialect.name != "sqlite")
 
     # Behind the session's back, as another transaction would do it.
     known = await heroes.get(second)

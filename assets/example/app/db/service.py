@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args, overload
 
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import Dialect, null, tuple_
+from sqlalchemy import Dialect, null, text, tuple_
 from sqlalchemy import delete as sql_delete
 from sqlalchemy import insert as sql_insert
 from sqlalchemy import select as sa_select
@@ -530,8 +530,7 @@ class ServiceBase(ReadService[ModelT], Generic[ModelT, CreateT, UpdateT]):
         # Rows of the session learn that they are gone; else nobody has to know which.
         sync = "fetch" if self._all_in_session() else False
         statement = sql_delete(self.model).where(*conditions)
-        result = await self._exec(statement.execution_options(synchronize_session=sync))
-        return int(result.rowcount)
+        return await self._changed(statement.execution_options(synchronize_session=sync))
 
     # -- transactions ----------------------------------------------------------
 
@@ -938,9 +937,18 @@ class ServiceBase(ReadService[ModelT], Generic[ModelT, CreateT, UpdateT]):
             values["version"] = bulk.columns_of(self.model)["version"] + 1
         known = self._all_in_session()
         statement = sql_update(self.model).where(*conditions).values(values)
-        result = await self._exec(statement.execution_options(synchronize_session=False))
+        changed = await self._changed(statement.execution_options(synchronize_session=False))
         await self._reread(known)
-        return int(result.rowcount)
+        return changed
+
+    async def _changed(self, statement: Any) -> int:
+        """How many rows an UPDATE or DELETE has changed."""
+        result = await self._exec(statement)
+        if result.rowcount >= 0:
+            return int(result.rowcount)
+        # sqlite3 does not count for a statement that begins with WITH; SQLite does.
+        connection = await self.session.connection()
+        return int((await connection.execute(text("SELECT changes()"))).scalar_one())
 
 
 def _set(row: SQLModel, changes: Mapping[str, Any]) -> None:
