@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test check test-matrix bench mutants lock clean python venv venv-sqlalchemy20 \
+.PHONY: help demo test check test-matrix bench flip index mutants lock clean python venv venv-sqlalchemy20 \
 	venv-bench
 
 ARGS ?=
@@ -46,6 +46,12 @@ test-matrix: venv venv-sqlalchemy20 ## the layer, the example and the references
 
 bench: venv-bench ## ServiceBase against its peers; make bench ARGS='--quick --databases sqlite'
 	@PYTHONPATH=assets/example .venv-bench/bin/python -m evals.performance.bench $(ARGS)
+
+flip: venv ## exchange the promises of each wrong and right example: all must fail
+	@.venv/bin/python -m pytest -n logical --flip references $(ARGS)
+
+index: venv ## references/pitfalls.md from the entries of references/pitfalls-*.md
+	@.venv/bin/python -m tests.pitfalls
 
 mutants: venv ## what no test would notice; make mutants ARGS='--databases sqlite --files paging'
 	@.venv/bin/python -m evals.mutation $(ARGS)
