@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "references"
 INDEX = FOLDER / "pitfalls.md"
 
-FIELDS = {"Symptom": 220, "Cause": 150, "Cure": 130, "New since 2025": 260}
+FIELDS = {"Symptom": 280, "Cause": 150, "Cure": 130, "New since 2025": 260}
 """What an entry says of itself, and in how many characters; all but the last must be there."""
-MAX_TITLE, MAX_LINES = 72, 50
+MAX_TITLE, MAX_LINES = 72, 59
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mysql": "MariaDB"}
 
 _FIELD = re.compile(r"^- \*\*(?P<name>[^*]+)\*\*: (?P<text>.*(?:\n  .*)*)", re.MULTILINE)
-_ERROR = re.compile(r"`(\w+): ([^`]+)`")
+_ERROR = re.compile(r"`([A-Z]\w+): ([^`]+)`")
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,10 @@ def problems(entry: Entry) -> Iterator[str]:
     errors = dict(_ERROR.findall(fields.get("Symptom", "")))
     promises = [each for block in wrong for each in block.raises]
     if errors and not any(
-        each.text in errors[each.name] or errors[each.name] in each.text
+        each.text in errors[name] or errors[name] in each.text
         for each in promises
-        if each.name in errors
+        for name in each.name.split(" | ")
+        if name in errors
     ):
         yield f"{entry.where}: no wrong example raises what Symptom says: {', '.join(errors)}"
 
@@ -143,15 +144,16 @@ def _part(area: str, found: list[Entry]) -> str:
 
 def _line(entry: Entry) -> str:
     fields = entry.fields
-    symptom = fields["Symptom"].rstrip(".")
-    title = entry.raw_title
+    # What a developer pastes; of a silent mistake the title says it.
+    error = _ERROR.search(fields["Symptom"])
+    symptom = fields["Symptom"].rstrip(".") if error else entry.raw_title
     databases = entry.section.own_databases
     notes = [", ".join(NAMES[name] for name in NAMES if name in databases)] if databases else []
     notes += [f"{name} {version}+" for name, version in entry.section.own_versions]
     notes += ["**New**"] if "New since 2025" in fields else []
     tail = f" ({'; '.join(notes)})" if notes else ""
-    link = f"[{entry.page}:{entry.section.line}]({entry.page}#{entry.anchor})"
-    return f"- {title}. {symptom}: {fields['Cause']} *{fields['Cure']}* {link}{tail}"
+    link = f"[{entry.area}:{entry.section.line}]({entry.page}#{entry.anchor})"
+    return f"- {symptom}: {fields['Cause']} *{fields['Cure']}* {link}{tail}"
 
 
 def main() -> int:

@@ -32,11 +32,13 @@ AGENT_PARTS = ("SKILL.md", "references/", "scripts/", "assets/")
 # Installers copy every tracked file into the user's project. Most of it is proof; an agent
 # runs and copies the second kind, and reads the third.
 SIZES = (
-    ("installed", ("",), 120, 1_500_000),
-    ("of it for agents", AGENT_PARTS, 60, 500_000),
-    ("of it to read", ("SKILL.md", "references/"), 25, 150_000),
+    ("installed", ("",), 200, 2_700_000),
+    ("of it for agents", AGENT_PARTS, 130, 1_500_000),
+    ("of it to read", ("SKILL.md", "references/"), 90, 1_000_000),
+    ("of it to search, an entry at a time", ("references/pitfalls",), 65, 750_000),
 )
 SKILL_MAX_LINES, REFERENCE_MAX_LINES, REFERENCE_MAX_BYTES = 300, 260, 14_000
+PITFALLS_MAX_LINES, PITFALLS_MAX_BYTES = 410, 15_000  # nobody reads one from top to bottom
 
 NOT_FILES = {"__pycache__", ".git", ".demo", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 REQUIREMENTS = ("requirements.txt", "requirements-sqlalchemy20.txt", "requirements-bench.txt")
@@ -382,11 +384,15 @@ def test_missing_pages_and_links_are_seen(tmp_path: Path) -> None:
 def reference_problems(path: Path) -> Iterator[str]:
     """Short; opens with "Read this when" and a table of contents that names every part."""
     lines = len(path.read_text().splitlines())
-    if lines > REFERENCE_MAX_LINES:
-        yield f"{path.name}: {lines} lines; at most {REFERENCE_MAX_LINES}"
-    size = path.stat().st_size  # or long lines would hide how much there is to read
-    if size > REFERENCE_MAX_BYTES:
-        yield f"{path.name}: {size} bytes; at most {REFERENCE_MAX_BYTES}"
+    max_lines, max_bytes = REFERENCE_MAX_LINES, REFERENCE_MAX_BYTES
+    if path.name.startswith("pitfalls-"):
+        max_lines, max_bytes = PITFALLS_MAX_LINES, PITFALLS_MAX_BYTES
+    if path.name != "pitfalls.md":  # the index: a line for each entry
+        if lines > max_lines:
+            yield f"{path.name}: {lines} lines; at most {max_lines}"
+        size = path.stat().st_size  # or long lines would hide how much there is to read
+        if size > max_bytes:
+            yield f"{path.name}: {size} bytes; at most {max_bytes}"
     tokens = parse(path)
     paragraphs = [
         text_of(inline) for opening, inline in pairwise(tokens) if opening.type == "paragraph_open"
@@ -426,6 +432,43 @@ def test_references_are_looked_at(tmp_path: Path) -> None:
         problems = list(reference_problems(page))
         assert len(problems) == bool(problem), problems
         assert problem in "".join(problems)
+
+
+def test_pitfalls_may_be_longer(tmp_path: Path) -> None:
+    head = "# T\n\nRead this when x.\n\n## Contents\n\n[One](#one)\n\n## One\n"
+    for name, lines, found in (
+        ("pitfalls-x.md", 1, 0),
+        ("pitfalls-x.md", 2, 1),
+        ("pitfalls.md", 2, 0),
+    ):
+        (tmp_path / name).write_text(head + "\nx\n" * 150 * lines)
+        assert len(list(reference_problems(tmp_path / name))) == found
+
+
+def router_problems(root: Path) -> Iterator[str]:
+    """SKILL.md routes to every reference; those about pitfalls are found by a search."""
+    pages = {page.name for page in references(root) if not page.name.startswith("pitfalls")}
+    text = (root / "SKILL.md").read_text().partition("\n## Open when\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([\w-]+\.md)`", text))
+    yield from sorted(f"{name}: SKILL.md does not route to it" for name in pages - named)
+    yield from sorted(
+        f"{name}: SKILL.md routes to it, and it is not there" for name in named - pages
+    )
+
+
+def test_router() -> None:
+    assert list(router_problems(ROOT)) == []
+
+
+def test_router_is_looked_at(tmp_path: Path) -> None:
+    router = "# S\n`b.md`\n\n## Open when\n\n| a | `a.md` |\n\n## After\n`c.md`\n"
+    pages = {"references/a.md": "", "references/b.md": "", "references/pitfalls-x.md": ""}
+    write(tmp_path, {"SKILL.md": router.replace("`a.md`", "`d.md`"), **pages})
+    assert list(router_problems(tmp_path)) == [
+        "a.md: SKILL.md does not route to it",
+        "b.md: SKILL.md does not route to it",
+        "d.md: SKILL.md routes to it, and it is not there",
+    ]
 
 
 def test_skill_is_short() -> None:

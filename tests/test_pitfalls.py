@@ -84,6 +84,14 @@ def test_entries_are_looked_at(tmp_path: Path, old: str, new: str, problem: str)
 def test_a_line_of_the_index(tmp_path: Path) -> None:
     (tmp_path / "pitfalls-x.md").write_text(ENTRY)
     assert index(entries(tmp_path)).splitlines()[-1] == (
-        "- Reading `a.b` raises. `KeyError: 'b'` or nothing: it is not there. *look first.* "
-        "[pitfalls-x.md:5](pitfalls-x.md#reading-ab-raises) (SQLite)"
+        "- `KeyError: 'b'` or nothing: it is not there. *look first.* "
+        "[x:5](pitfalls-x.md#reading-ab-raises) (SQLite)"
+    )
+    silent = ENTRY.replace("`KeyError: 'b'` or nothing", "nothing is there")
+    (tmp_path / "pitfalls-x.md").write_text(
+        silent.replace("Databases: SQLite.", "Since: pytest 1.2.")
+    )
+    assert index(entries(tmp_path)).splitlines()[-1] == (
+        "- Reading `a.b` raises: it is not there. *look first.* "
+        "[x:5](pitfalls-x.md#reading-ab-raises) (pytest 1.2+)"
     )

@@ -18,7 +18,8 @@ How to write a document that is one:
   refused.
 * A wrong example says what it raises, on its line or on the line above:
   `# raises: IntegrityError`, `# raises: StatementError: part of the message`,
-  `# raises[postgresql, mysql]: DataError` where databases differ. The block must raise
+  `# raises[postgresql, mysql]: DataError` where databases differ,
+  `# raises: MissingGreenlet | StatementError` where versions do. The block must raise
   just that, there; of a `with` or `class` marked on its first line, that line. Other
   comments that begin with "raise" or "raises" are refused.
 * Every statement of a Python block must run, on each database. Below a line that raises

@@ -28,7 +28,8 @@ _DATABASE_NAMES = {
     "mariadb": "mysql",
 }
 _RAISES = re.compile(
-    r"#\s*raises(?:\[(?P<databases>[a-z, ]+)\])?:\s*(?P<name>\w+)(?::\s*(?P<text>.+?))?\s*$"
+    r"#\s*raises(?:\[(?P<databases>[a-z, ]+)\])?:\s*"
+    r"(?P<name>\w+(?: \| \w+)*)(?::\s*(?P<text>.+?))?\s*$"
 )
 # Comments that a reader takes for a promise, though nothing would check it.
 _NEARLY_RAISES = re.compile(r"#+\s*raises?\b", re.I)

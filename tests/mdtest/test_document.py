@@ -240,3 +240,9 @@ def test_pairs() -> None:
     text += f"\nWrong is other prose. Not a label:\n\n{PYTHON}"
     roles = [block.role for block in parse(Path("page.md"), text).blocks()]
     assert roles == ["", "wrong", "right", "", ""]
+
+
+def test_alternatives() -> None:
+    text = "```python\nx()  # raises[mysql]: KeyError | IndexError: gone\n```\n"
+    ((marker,),) = [block.raises for block in parse(Path("page.md"), text).blocks()]
+    assert (marker.name, marker.text) == ("KeyError | IndexError", "gone")

@@ -2,14 +2,17 @@
 commits before the response is sent. Errors of the services become responses in `db/web.py`.
 """
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, status
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from .db import CursorPage, Page
 from .db.client_query import CursorQuery, PageQuery, cursor_query, page_query
-from .db.web import ReadSessionDep, SessionDep
+from .db.web import DatabaseDep, ReadSessionDep, SessionDep
 from .models import (
     Assignment,
     AssignmentPublic,
@@ -74,6 +77,23 @@ async def create_hero(session: SessionDep, data: HeroCreate) -> Hero:
 @heroes.get("", response_model=Page[HeroWithTeam])
 async def list_heroes(session: ReadSessionDep, query: HeroQuery) -> Page[Hero]:
     return await HeroService(session).page(load="team", **query.arguments())
+
+
+@heroes.get("/export")
+async def export_heroes(database: DatabaseDep) -> StreamingResponse:
+    """All heroes, one JSON document a line, in the memory of one batch."""
+
+    async def lines() -> AsyncGenerator[str]:
+        # A session of its own: the one of a dependency is closed before this is sent.
+        async with (
+            database.read_session() as session,
+            aclosing(HeroService(session).stream(order_by="id")) as batches,
+        ):
+            async for heroes in batches:
+                rows = [HeroPublic.model_validate(hero).model_dump_json() for hero in heroes]
+                yield "\n".join([*rows, ""])
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
 @heroes.get("/{hero_id}", response_model=HeroDetail)

@@ -9,7 +9,6 @@ Nothing here is created at import, so no engine is bound to a wrong event loop.
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from functools import partial
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from weakref import WeakKeyDictionary
 
 from pydantic import BeforeValidator, Field, InstanceOf, SecretStr, field_serializer
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -210,6 +210,7 @@ def engine_options(settings: DatabaseSettings) -> dict[str, Any]:
 
 def _sqlite(engine: AsyncEngine) -> None:
     """Make SQLite keep its promises: foreign keys, WAL, transactions that are ones."""
+    queues = _Queues()
 
     @event.listens_for(engine.sync_engine, "connect")
     def set_pragmas(connection: Any, _record: Any) -> None:
@@ -237,7 +238,7 @@ def _sqlite(engine: AsyncEngine) -> None:
             if read_only:
                 connection.exec_driver_sql("BEGIN DEFERRED")
             else:
-                _begin_immediate(connection)
+                _begin_immediate(connection, queues)
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def end(context: ExceptionContext) -> None:
@@ -248,39 +249,50 @@ def _sqlite(engine: AsyncEngine) -> None:
             context.connection.connection.rollback()
 
 
+_Queues = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
+
 _SQLITE_LEVELS = ("SERIALIZABLE",)  # all that it has: a writer at a time
 
 SQLITE_LOCK_TIMEOUT = 5.0
 """Seconds that a writer waits for another one before "database is locked"."""
 
 
-def _begin_immediate(connection: Connection) -> None:
-    """Wait for the write lock in the event loop, not in SQLite.
+def _begin_immediate(connection: Connection, queues: _Queues) -> None:
+    """Wait for the write lock in the event loop, in turn, not in SQLite.
 
     SQLite waits with the connection's mutex held. Python's garbage collector, when it
     finds an old cursor of that connection, then blocks in the event loop's thread, and
     the writer that everybody waits for cannot go on. Nor can such a wait be cancelled.
+    And of many who wait there, one may be passed over until its time is up.
     """
     adapted: Any = connection.connection.dbapi_connection
-    deadline, pause = time.monotonic() + SQLITE_LOCK_TIMEOUT, 0.002
-    while time.monotonic() < deadline:
-        cursor = adapted.cursor()
-        try:
-            cursor.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the low byte: any kind of it
-                break
-        else:
-            return
-        finally:
-            cursor.close()
-        adapted.run_async(partial(_pause, pause))
-        pause = min(2 * pause, 0.05)
-    connection.exec_driver_sql("BEGIN IMMEDIATE")  # for SQLAlchemy's own exception
+    if not adapted.run_async(partial(_queue_for_begin, queues)):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # for SQLAlchemy's own exception
 
 
-async def _pause(seconds: float, _driver: object) -> None:
-    await asyncio.sleep(seconds)
+async def _queue_for_begin(queues: _Queues, driver: Any) -> bool:
+    """BEGIN IMMEDIATE; False when that did not come to pass in time, or failed."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + SQLITE_LOCK_TIMEOUT
+    turn = queues.setdefault(loop, asyncio.Lock())  # serves those who wait in their order
+    try:
+        async with asyncio.timeout_at(deadline):
+            await turn.acquire()
+    except TimeoutError:
+        return False
+    try:
+        while loop.time() < deadline:
+            try:
+                await (await driver.execute("BEGIN IMMEDIATE")).close()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # any kind of it
+                    return False
+            else:
+                return True
+            await asyncio.sleep(0.002)
+        return False
+    finally:
+        turn.release()
 
 
 def _mysql(engine: AsyncEngine) -> None:
