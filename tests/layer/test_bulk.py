@@ -1605,6 +1605,24 @@ async def test_upsert_of_versions(store: Database) -> None:
     assert [(row["body"], row["version"]) for row in await everything(store, BulkDoc)] == [("z", 4)]
 
 
+@pytest.mark.parametrize("kind", [RawStricts, Stricts])
+async def test_an_upsert_of_validated_rows_sets_what_was_given(
+    store: Database, kind: type[RawStricts]
+) -> None:
+    """SQLModel says of a row that it was set as a whole."""
+    async with store.session() as session:
+        service = kind(session)
+        row = await service.upsert({"name": "a", "size": 5, "mail": "A@b"}, on="name")
+        assert (await service.upsert({"name": "a"}, on="name")).size == 5
+        assert (await service.upsert_multi([{"name": "a", "mail": None}], on="name"))[0] is row
+        assert (row.size, row.mail) == (5, None)
+        await service.update(row, {"name": "b"})
+        await service.update_multi({row.id: {"name": "c"}})
+        await service.update_where({"name": "d"}, id=row.id)
+        assert (row.name, row.size) == ("d", 5)
+        assert (await service.create({"name": "e"})).size == 3
+
+
 async def test_upsert_brings_soft_deleted_rows_back(store: Database) -> None:
     async with store.session() as session:
         made = await Notes(session).create_multi(

@@ -585,9 +585,10 @@ class ServiceBase(ReadService[ModelT], Generic[ModelT, CreateT, UpdateT]):
         rows: _List[ModelT] = []
         for place, payload in enumerate(payloads):
             try:
-                rows.append(self._new(self._given(payload, defaults=True), values))
+                row = self._new(self._given(payload, defaults=True), values)
             except InvalidValue as error:
                 raise InvalidValue(f"item {place}: {error}", columns=error.columns) from error
+            rows.append(_with_fields_set(row, payload.model_fields_set.union(values)))
         return rows, {}
 
     def _payload(
@@ -615,7 +616,10 @@ class ServiceBase(ReadService[ModelT], Generic[ModelT, CreateT, UpdateT]):
         for key in data:
             if key not in known:
                 raise InvalidValue(unknown(schema, "field", key, known))
-        return _validated(schema, data)
+        valid = _validated(schema, data)
+        if hasattr(schema, "__table__"):
+            return _with_fields_set(valid, {known[key] for key in data})
+        return valid
 
     def _given(self, data: BaseModel, *, defaults: bool = False) -> dict[str, Any]:
         """The fields that were set.
@@ -969,14 +973,20 @@ def _alone(model: type[SQLModel]) -> bool:
 
 
 @cached
-def _keys_of(schema: type[BaseModel]) -> frozenset[str]:
-    """The keys that a mapping may have: names of fields, and their aliases."""
-    return frozenset(
-        name
-        for key, field in schema.model_fields.items()
-        for name in (key, field.alias, field.validation_alias)
-        if isinstance(name, str)
-    )
+def _keys_of(schema: type[BaseModel]) -> Mapping[str, str]:
+    """The keys that a mapping may have, names of fields and their aliases -> that name."""
+    return {
+        key: name
+        for name, field in schema.model_fields.items()
+        for key in (field.alias, field.validation_alias, name)
+        if isinstance(key, str)
+    }
+
+
+def _with_fields_set(row: SchemaT, names: set[str]) -> SchemaT:
+    """A row of which only these fields were set; SQLModel says it of all of them."""
+    object.__setattr__(row, "__pydantic_fields_set__", names)
+    return row
 
 
 def _validated(schema: type[SchemaT], data: object) -> SchemaT:
