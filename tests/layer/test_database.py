@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import AsyncGenerator, Callable
@@ -630,3 +631,21 @@ async def test_foreign_keys_hold(db: Database) -> None:
                 "INSERT INTO itemtag (item_id, tag_id, weight) "
                 f"VALUES ('{uuid.uuid4().hex}', '{uuid.uuid4().hex}', 1)",
             )
+
+
+@pytest.mark.only("sqlite")
+async def test_a_cancelled_query_lets_the_write_lock_go(db: Database) -> None:
+    """At once: not when the query has ended, and Python has collected its cursor."""
+    slow = (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000000) "
+        "SELECT count(*) FROM n"
+    )
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1), db.session() as session:
+            await sql(session, slow)
+    async with db.session() as session:
+        session.add(Tag(name="red"))
+    assert time.monotonic() - began < 2
+    async with db.session() as session:
+        assert [tag.name for tag in (await session.exec(select(Tag))).all()] == ["red"]

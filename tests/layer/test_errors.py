@@ -536,3 +536,17 @@ async def test_own_overflow_is_not_a_bad_value(db: Database) -> None:
     with pytest.raises(OverflowError):
         async with db.session():
             _ = 10.0**400
+
+
+@pytest.mark.only("sqlite", "postgresql")  # MariaDB has no index over an expression
+async def test_an_index_over_an_expression_is_named(db: Database) -> None:
+    async with db.session() as session:
+        await sql(session, "CREATE UNIQUE INDEX uq_tag_lower ON tag (lower(name))")
+    try:
+        with pytest.raises(UniqueViolation) as caught:
+            async with db.session() as session:
+                session.add_all([Tag(name="Red"), Tag(name="red")])
+        assert caught.value.constraint == "uq_tag_lower"
+    finally:
+        async with db.session() as session:
+            await sql(session, "DROP INDEX uq_tag_lower")

@@ -447,3 +447,21 @@ async def test_rows_found_by_a_cte_are_counted(stock: Database) -> None:
         await items.update_where({"price": 10}, allow_multiple=True, price=11)
         assert await items.delete_where(found, allow_multiple=True, name="axe") == 1
         assert await items.delete_where(found, allow_multiple=True, name="axe") == 0
+
+
+@pytest.mark.parametrize("service", [ItemService, ShopService])  # with cascades, and without
+async def test_delete_of_a_row_that_is_gone(stock: Database, service: type[Any]) -> None:
+    """The ORM would only warn."""
+    async with stock.read_session() as session:
+        if service is ShopService:
+            row = await service(session).get(name="south")
+        else:
+            row = await service(session).get(name="axe")
+        async with stock.session() as other:
+            await service(other).delete(row.id)
+    async with stock.session() as session:
+        session.add(row)  # as a session that has read it before has it
+        with pytest.raises(NotFound) as caught:
+            await service(session).delete(row)
+        assert caught.value.keys == (row.id,)
+        assert await service(session).count() == 1

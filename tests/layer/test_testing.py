@@ -7,12 +7,14 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import URL, insert, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, MissingGreenlet, StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
 from sqlmodel import Session, create_engine, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -136,6 +138,23 @@ async def test_commits_are_undone(db: Database, url: URL, plain: bool) -> None:
         assert (await session.exec(select(Shop))).all() == []
     if plain:
         await engine.dispose()
+
+
+@pytest.mark.parametrize("kind", [async_sessionmaker, sessionmaker])
+async def test_the_factory_of_an_app(db: Database, kind: type[Any]) -> None:
+    """Code that imports it takes part, with the app's own settings."""
+    factory: Any = kind(db.engine, class_=AsyncSession)
+    before = dict(factory.kw)
+    async with rolled_back(db.engine, factory) as sessions, factory() as session:
+        assert sessions is factory
+        shop = Shop(name="corner")
+        session.add(shop)
+        await session.commit()
+        with pytest.raises((MissingGreenlet, StatementError)):  # expired, as in the app
+            print(shop.name)
+    assert factory.kw == before
+    async with factory() as session:
+        assert (await session.exec(select(Shop))).all() == []
 
 
 async def test_rolled_back_after_an_error(db: Database) -> None:

@@ -1,15 +1,22 @@
 """FastAPI on the layer: when the commit happens, and what a client gets."""
 
 import asyncio
+import gc
+import json
 from collections.abc import AsyncGenerator, MutableMapping
+from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, cast
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from fastapi import FastAPI, HTTPException, WebSocket
+from fastapi import APIRouter, FastAPI, HTTPException, Request, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import BaseModel, Field, field_validator
 from sqlmodel import col, func, select
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from app.db import (
     CheckViolation,
@@ -23,9 +30,18 @@ from app.db import (
     NotNullViolation,
     ServiceError,
     StaleData,
+    TransientError,
+    Unavailable,
     UniqueViolation,
 )
-from app.db.web import ReadSessionDep, SessionDep, add_error_handlers
+from app.db.web import (
+    Problem,
+    ReadSessionDep,
+    SessionDep,
+    StreamSessionDep,
+    add_error_handlers,
+    problems,
+)
 
 from .models import Later, Tag, sql
 
@@ -44,6 +60,8 @@ ERRORS: dict[str, tuple[ServiceError, int]] = {
         (UniqueViolation("again", "uq_tag_name", "tag", ("name",)), 409),
         (ForeignKeyViolation("gone", "fk_x", "tag", ("a", "b")), 409),
         (StaleData("changed"), 409),
+        (Unavailable("no answer"), 503),
+        (TransientError("again"), 503),
         (ServiceError("other"), 500),
     ]
 }
@@ -205,22 +223,402 @@ async def test_every_error_has_a_status(name: str) -> None:
     columns = getattr(error, "columns", ())
     known = bool(columns or getattr(error, "constraint", None))
     assert ("constraint" in body, body.get("columns")) == (known, [*columns] if known else None)
+    assert response.headers.get("retry-after") == ("1" if status == 503 else None)
+    assert_problem(response)
 
 
-async def test_websocket_has_a_session(db: Database) -> None:
+def assert_problem(response: httpx.Response) -> dict[str, Any]:
+    """The body, which is a `Problem` and has no member that `Problem` does not have."""
+    assert response.headers["content-type"] == "application/problem+json"
+    body = cast(dict[str, Any], response.json())
+    assert set(body) <= set(Problem.model_fields)
+    assert {"type", "title", "status", "detail"} <= set(body)
+    told = Problem.model_validate(body)
+    assert (told.type, told.status) == ("about:blank", response.status_code)
+    return body
+
+
+async def send(app: FastAPI, method: str, path: str, **arguments: Any) -> httpx.Response:
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.request(method, path, **arguments)
+
+
+def app_that_raises(error: Exception) -> FastAPI:
+    app = FastAPI()
+    add_error_handlers(app)
+
+    @app.get("/")
+    async def fail() -> None:
+        raise error
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ([1, UUID(int=7)], [1, "00000000-0000-0000-0000-000000000007"]),
+        ([object()], None),
+        ([float("inf")], None),
+    ],
+)
+async def test_missing_keys_that_json_knows(keys: list[Any], told: list[Any] | None) -> None:
+    response = await send(app_that_raises(NotFound("gone", keys)), "GET", "/")
+    assert assert_problem(response).get("keys") == told
+
+
+# -- errors of FastAPI -----------------------------------------------------------------
+
+
+class Login(BaseModel, extra="forbid"):
+    name: str = Field(max_length=5)
+    password: str
+    age: Decimal = Field(default=Decimal(1), gt=0)
+    weight: float = Field(default=1.0, lt=float("inf"))
+
+    @field_validator("password")
+    @classmethod
+    def long(cls, value: str) -> str:
+        if len(value) < 20:
+            raise ValueError("too short")
+        return value
+
+
+def app_with_login() -> FastAPI:
+    app = FastAPI()
+    add_error_handlers(app)
+
+    @app.post("/login")
+    async def login(data: Login) -> None: ...
+
+    return app
+
+
+async def test_a_request_that_is_not_valid() -> None:
+    values = {"name": "Deadpond", "password": "hunter2", "age": 0}
+    response = await send(app_with_login(), "POST", "/login", json=values)
+    assert response.status_code == 422
+    assert assert_problem(response) == {
+        "type": "about:blank",
+        "title": HTTPStatus(422).phrase,
+        "status": 422,
+        "detail": "The request is not valid.",
+        "errors": [
+            {
+                "type": "string_too_long",
+                "loc": ["body", "name"],
+                "msg": "String should have at most 5 characters",
+                "ctx": {"max_length": 5},
+            },
+            {  # its ctx holds the ValueError
+                "type": "value_error",
+                "loc": ["body", "password"],
+                "msg": "Value error, too short",
+            },
+            {
+                "type": "greater_than",
+                "loc": ["body", "age"],
+                "msg": "Input should be greater than 0",
+                "ctx": {"gt": 0},
+            },
+        ],
+    }
+    assert "hunter2" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("content", "loc"),
+    [
+        (b'{"name": "x", "password": "12345678901234567890", "\\ud800": 1}', ["body", "\ud800"]),
+        (b'{"name": "x", "password": "12345678901234567890", "weight": 1e999}', ["body", "weight"]),
+        (b"{", ["body", 1]),
+        (b"", ["body"]),
+    ],
+    ids=["half a surrogate pair", "infinity", "no JSON", "nothing"],
+)
+async def test_odd_requests_are_answered(content: bytes, loc: list[Any]) -> None:
+    response = await send(app_with_login(), "POST", "/login", content=content)
+    assert response.status_code == 422
+    (error,) = assert_problem(response)["errors"]
+    assert error["loc"] == loc
+    assert set(error) <= {"type", "loc", "msg", "ctx"}
+
+
+@pytest.mark.parametrize(
+    ("error", "title", "detail", "headers"),
+    [
+        (HTTPException(401), "Unauthorized", "Unauthorized", {"WWW-Authenticate": "Bearer"}),
+        (HTTPException(403, "Not yours."), "Forbidden", "Not yours.", {}),
+        (StarletteHTTPException(404), "Not Found", "Not Found", {}),
+        (HTTPException(400, {"code": 7}), "Bad Request", '{"code": 7}', {}),
+        (HTTPException(499, "gone"), "Error", "gone", {}),
+    ],
+)
+async def test_http_exceptions(
+    error: StarletteHTTPException, title: str, detail: str, headers: dict[str, str]
+) -> None:
+    error.headers = headers
+    response = await send(app_that_raises(error), "GET", "/")
+    assert response.status_code == error.status_code
+    body = assert_problem(response)
+    assert (body["title"], body["detail"]) == (title, detail)
+    assert {name: response.headers.get(name) for name in headers} == headers
+
+
+async def test_unknown_paths_and_methods() -> None:
+    app = app_with_login()
+    assert assert_problem(await send(app, "GET", "/nowhere"))["status"] == 404
+    response = await send(app, "GET", "/login")
+    assert assert_problem(response)["status"] == 405
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("code", [204, 304])
+async def test_a_status_without_body_stays_without(code: int) -> None:
+    error = HTTPException(code, headers={"ETag": '"x"'})
+    response = await send(app_that_raises(error), "GET", "/")
+    assert (response.status_code, response.content) == (code, b"")
+    assert response.headers["etag"] == '"x"'
+    assert "content-type" not in response.headers
+
+
+@pytest.mark.parametrize("kind", [ServiceError, RequestValidationError, StarletteHTTPException])
+@pytest.mark.parametrize("when", ["in the constructor", "before", "after"])
+async def test_handlers_of_the_app_stay(kind: type[Exception], when: str) -> None:
+    async def own(_request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"own": type(error).__name__}, 418)
+
+    app = FastAPI(exception_handlers={kind: own} if when == "in the constructor" else None)
+    if when == "before":
+        app.add_exception_handler(kind, own)
+    add_error_handlers(app)
+    if when == "after":
+        app.add_exception_handler(kind, own)
+    add_error_handlers(app)  # twice is the same as once
+
+    @app.get("/{number}")
+    async def number(number: int) -> None:
+        raise NotFound if number else HTTPException(404)
+
+    raised = {"/x": RequestValidationError, "/1": ServiceError, "/0": StarletteHTTPException}
+    for path, each in raised.items():
+        response = await send(app, "GET", path)
+        if each is kind:
+            assert response.status_code == 418
+        else:
+            assert_problem(response)
+
+
+# -- OpenAPI ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["endpoint", "router", "app"])
+def test_problems_in_openapi(place: str) -> None:
+    told = problems(404, 409, 422)
+    app = FastAPI(responses=told if place == "app" else None)
+    router = APIRouter(responses=told if place == "router" else None)
+
+    @router.patch("/{number}", responses=told if place == "endpoint" else None)
+    async def update(number: int) -> None: ...
+
+    app.include_router(router)
+    document = app.openapi()
+    responses = document["paths"]["/{number}"]["patch"]["responses"]
+    assert set(responses) == {"200", "404", "409", "422"}
+    for code in (404, 409, 422):
+        response = responses[str(code)]
+        assert response["description"] == HTTPStatus(code).phrase
+        ((media_type, content),) = response["content"].items()
+        assert media_type == "application/problem+json"
+        assert set(content["schema"]["properties"]) == set(Problem.model_fields)
+        assert "$" not in json.dumps(content)  # a reference would lead nowhere from here
+    assert "HTTPValidationError" not in json.dumps(document)
+
+
+def test_fastapi_promises_its_own_422_where_nobody_says_otherwise() -> None:
+    """Why `problems(422)` is needed."""
+    app = app_with_login()
+    responses = app.openapi()["paths"]["/login"]["post"]["responses"]
+    assert list(responses["422"]["content"]) == ["application/json"]
+
+
+# -- streams ---------------------------------------------------------------------------
+
+
+def stream_app(db: Database) -> tuple[FastAPI, list[int]]:
+    app = FastAPI()
+    app.state.database = db
+    held: list[int] = []
+
+    @app.get("/stream")
+    async def stream(session: StreamSessionDep) -> StreamingResponse:
+        async def names() -> AsyncGenerator[str]:
+            for name in (await session.exec(select(Tag.name).order_by(Tag.name))).all():
+                held.append(checked_out(db))
+                yield name
+
+        return StreamingResponse(names())
+
+    return app, held
+
+
+def checked_out(db: Database) -> int:
+    return cast(Any, db.engine.pool).checkedout()
+
+
+async def test_a_stream_session_lasts_until_the_last_byte(db: Database) -> None:
+    async with db.session() as session:
+        session.add_all([Tag(name="blue"), Tag(name="red")])
+    app, held = stream_app(db)
+    assert (await send(app, "GET", "/stream")).text == "bluered"
+    assert held == [1, 1]
+    assert checked_out(db) == 0
+
+
+async def test_a_stream_session_ends_when_the_client_goes(db: Database) -> None:
+    async with db.session() as session:
+        session.add_all([Tag(name="blue"), Tag(name="red")])
+    app, held = stream_app(db)
+    started, gone = asyncio.Event(), asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message.get("body"):
+            started.set()
+            await asyncio.Event().wait()  # the client takes no more
+
+    scope = {"type": "http", "method": "GET", "path": "/stream", "headers": []}
+    gc.disable()  # it would close what was forgotten
+    try:
+        request = asyncio.create_task(app({**scope, "query_string": b""}, receive, send))
+        await started.wait()
+        assert checked_out(db) == 1
+        gone.set()
+        await request
+        assert checked_out(db) == 0
+    finally:
+        gc.enable()
+    assert held == [1]
+
+
+# -- websockets ------------------------------------------------------------------------
+
+
+async def talk(app: FastAPI, path: str, *texts: str, leave: bool = False) -> list[dict[str, Any]]:
+    """What the app sends to a client that sends these texts, and then perhaps leaves."""
     incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     outgoing: asyncio.Queue[MutableMapping[str, Any]] = asyncio.Queue()
     incoming.put_nowait({"type": "websocket.connect"})
-    incoming.put_nowait({"type": "websocket.receive", "text": "by socket"})
+    for text in texts:
+        incoming.put_nowait({"type": "websocket.receive", "text": text})
+    if leave:
+        incoming.put_nowait({"type": "websocket.disconnect", "code": 1001})
     scope: dict[str, Any] = {
         "type": "websocket",
-        "path": "/socket",
+        "path": path,
         "headers": [],
         "query_string": b"",
         "subprotocols": [],
     }
-    await make_app(db)(scope, incoming.get, outgoing.put)
-    sent = [outgoing.get_nowait() for _ in range(outgoing.qsize())]
+    await app(scope, incoming.get, outgoing.put)
+    return [dict(outgoing.get_nowait()) for _ in range(outgoing.qsize())]
+
+
+async def test_websocket_has_a_session(db: Database) -> None:
+    sent = await talk(make_app(db), "/socket", "by socket")
     assert [message["type"] for message in sent] == ["websocket.accept", "websocket.send"]
     async with db.read_session() as session:
         assert (await session.exec(select(col(Tag.name)))).all() == ["by socket"]
+
+
+async def test_a_commit_that_fails_closes_the_websocket(db: Database) -> None:
+    app = make_app(db)
+    await talk(app, "/socket", "twice")
+    sent = await talk(app, "/socket", "twice")
+    assert sent[-1] == {
+        "type": "websocket.close",
+        "code": 1008,
+        "reason": "A row with this key already exists (uq_tag_name).",
+    }
+    assert [message["type"] for message in sent[:-1]] == ["websocket.accept", "websocket.send"]
+
+
+def socket_app(error: Exception) -> FastAPI:
+    app = FastAPI()
+    add_error_handlers(app)
+
+    @app.websocket("/early")
+    async def early(_socket: WebSocket) -> None:
+        raise error
+
+    @app.websocket("/late")
+    async def late(socket: WebSocket) -> None:
+        await socket.accept()
+        raise error
+
+    @app.websocket("/closed")
+    async def closed(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.close()
+        raise error
+
+    @app.websocket("/left")
+    async def left(socket: WebSocket) -> None:
+        await socket.accept()
+        async for _ in socket.iter_text():
+            pass
+        raise error
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(NotFound("no row"), 404), (HTTPException(401, "Who?"), 401)]
+)
+async def test_an_error_before_accept_is_a_response(error: Exception, status: int) -> None:
+    start, body = await talk(socket_app(error), "/early")
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", status)
+    assert (b"content-type", b"application/problem+json") in start["headers"]
+    assert json.loads(body["body"])["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        *((error, 1011 if status >= 500 else 1008) for error, status in ERRORS.values()),
+        (HTTPException(401, "Who?"), 1008),
+        (HTTPException(502, "Who?"), 1011),
+    ],
+)
+async def test_an_error_after_accept_closes_the_websocket(error: Exception, code: int) -> None:
+    accept, close = await talk(socket_app(error), "/late")
+    assert accept["type"] == "websocket.accept"
+    reason = error.detail if isinstance(error, HTTPException) else str(error)
+    assert close == {"type": "websocket.close", "code": code, "reason": reason}
+
+
+@pytest.mark.parametrize(
+    ("detail", "reason"),
+    [
+        ("x" * 123, "x" * 123),
+        ("x" * 124, "x" * 123),
+        ("\N{SNOWMAN}" * 41, "\N{SNOWMAN}" * 41),  # three bytes each
+        ("xx" + "\N{SNOWMAN}" * 41, "xx" + "\N{SNOWMAN}" * 40),
+        ("\ud800", "?"),
+    ],
+)
+async def test_a_reason_has_123_bytes_at_most(detail: str, reason: str) -> None:
+    _, close = await talk(socket_app(NotFound(detail)), "/late")
+    assert close["reason"] == reason
+
+
+@pytest.mark.parametrize("path", ["/closed", "/left"])
+async def test_an_error_that_nobody_can_be_told_is_not_lost(path: str) -> None:
+    error = NotFound("no row")
+    with pytest.raises(RuntimeError, match="nobody can be told") as caught:
+        await talk(socket_app(error), path, leave=True)
+    assert caught.value.__cause__ is error

@@ -10,7 +10,7 @@ Nothing here is created at import, so no engine is bound to a wrong event loop.
 import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from difflib import get_close_matches
 from functools import partial
 from importlib.util import find_spec
@@ -24,6 +24,7 @@ from sqlalchemy import URL, Connection, ExceptionContext, MetaData, event, make_
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.util.concurrency import in_greenlet
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -247,6 +248,20 @@ def _sqlite(engine: AsyncEngine) -> None:
         # hold the write lock.
         if context.statement is None and context.connection is not None:
             context.connection.connection.rollback()
+
+    @event.listens_for(engine.sync_engine, "invalidate")
+    def let_go(connection: Any, _record: Any, _error: BaseException | None) -> None:
+        # Of a task that was cancelled in a query. Closed as it is, the connection would end
+        # with the query, and hold the write lock until Python collects the cursor.
+        if connection is not None and in_greenlet():
+            connection.run_async(_stop)
+
+
+async def _stop(driver: Any) -> None:
+    with suppress(ValueError):  # it is closed
+        await driver.interrupt()  # at once, in this thread
+        with suppress(asyncio.CancelledError):  # again; its thread does it none the less
+            await driver.rollback()
 
 
 _Queues = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]

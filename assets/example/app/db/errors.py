@@ -391,10 +391,13 @@ def _sqlite(cause: Any) -> _Found | None:
         kind = ForeignKeyViolation
     if kind is None:
         return None
-    # "UNIQUE constraint failed: hero.name, hero.team_id"; "CHECK constraint failed: ck_x"
+    # "UNIQUE constraint failed: hero.name, hero.team_id"; of an expression "index 'uq_x'";
+    # "CHECK constraint failed: ck_x"
     _, _, subject = str(cause).partition("failed: ")
     if kind is CheckViolation:
         return kind, subject or None, None, ()
+    if index := re.fullmatch(r"index '(.+)'", subject):
+        return kind, index[1], None, ()
     if "." not in subject:
         return kind, None, None, ()
     parts = [part.rpartition(".") for part in subject.split(", ")]

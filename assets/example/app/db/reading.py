@@ -631,6 +631,7 @@ def identity_of(row: SQLModel) -> tuple[Any, ...]:
 
 
 def missing(model: type[SQLModel], keys: Sequence[Any]) -> NotFound:
+    keys = [key[0] if isinstance(key, tuple) and len(key) == 1 else key for key in keys]
     listed = ", ".join(repr(key) for key in keys[:10])
     more = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
     return NotFound(f"{model.__name__} not found: {listed}{more}", keys)

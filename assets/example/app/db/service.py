@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args, overload
 
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import Dialect, null, text, tuple_
+from sqlalchemy import Dialect, literal, null, text, tuple_
 from sqlalchemy import delete as sql_delete
 from sqlalchemy import insert as sql_insert
 from sqlalchemy import select as sa_select
@@ -155,7 +155,7 @@ class ServiceBase(ReadService[ModelT], Generic[ModelT, CreateT, UpdateT]):
             hard: DELETE also where the model has `SoftDeleteMixin`.
 
         SQL: DELETE; where the ORM has to look after other rows (a relation without
-        `passive_deletes="all"`), SELECT by primary key (none for a row) and what its
+        `passive_deletes="all"`), SELECT ... FOR UPDATE by primary key and what its
         cascades need. A soft delete is an `update`.
 
         Raises:
@@ -167,15 +167,25 @@ class ServiceBase(ReadService[ModelT], Generic[ModelT, CreateT, UpdateT]):
             return
         everything = self.with_deleted()  # a soft-deleted row can be deleted for good
         row = await everything._known(target)
-        if row is None and _alone(self.model):
+        key = identity_of(row) if row is not None else target
+        stored = row is None or instance_state(row).key is not None
+        versioned = row is not None and issubclass(self.model, VersionMixin)
+        if _alone(self.model) and stored and not versioned:
             await self._settle()
-            statement = sql_delete(self.model).where(*self._is_row(target))
-            options = {"synchronize_session": False}
-            result = await self._exec(statement.execution_options(**options))
+            statement = sql_delete(self.model).where(*self._is_row(key))
+            sync = False if row is None else "evaluate"
+            result = await self._exec(statement.execution_options(synchronize_session=sync))
             if not result.rowcount:
-                raise missing(self.model, [target])
+                raise missing(self.model, [key])
             return
-        await self.session.delete(row or await everything.get(target))
+        if row is None:
+            row = await everything.get(target, lock="update")
+        elif stored and not versioned:  # the ORM only warns of a row that is gone
+            await self._settle()
+            found = sa_select(literal(1)).where(*self._is_row(key)).with_for_update()
+            if not (await self._exec(found)).all():
+                raise missing(self.model, [key])
+        await self.session.delete(row)
         await self.flush()
 
     async def restore(self, target: Any, *, load: Load = ()) -> ModelT:

@@ -160,14 +160,28 @@ async def temporary_database(url: URL | str) -> AsyncGenerator[URL]:
 
 
 @asynccontextmanager
-async def rolled_back(engine: AsyncEngine) -> AsyncGenerator[async_sessionmaker[AsyncSession]]:
+async def rolled_back(
+    engine: AsyncEngine, sessions: Any = None
+) -> AsyncGenerator[async_sessionmaker[AsyncSession]]:
     """Sessions whose commits are undone at the end of the block.
 
     They share one connection and its transaction; what they commit is a savepoint, which the
     other sessions of the block see. So one at a time, and no other isolation level.
 
+    Args:
+        engine: of the tests' database.
+        sessions: the app's own `async_sessionmaker` or `sessionmaker`, where it has one in a
+            module: within the block all its sessions, also those that the app makes, belong
+            to the transaction. Its other settings stay: a test sees what `expire_on_commit`
+            does to the app.
+
+    Yields:
+        That factory, or one with `expire_on_commit=False`.
+
     SQL: BEGIN; SAVEPOINT and RELEASE SAVEPOINT in place of BEGIN and COMMIT; ROLLBACK.
     """
+    made: Any = sessions or async_sessionmaker(class_=AsyncSession, expire_on_commit=False)
+    settings = dict(made.kw)
     async with engine.connect() as connection, connection.begin() as outer:
         raw = await connection.get_raw_connection()
         if engine.dialect.name == "sqlite" and not getattr(
@@ -175,12 +189,12 @@ async def rolled_back(engine: AsyncEngine) -> AsyncGenerator[async_sessionmaker[
         ):
             # Left to itself, sqlite3 begins at the first INSERT, inside the savepoint.
             await connection.exec_driver_sql("BEGIN")
-        yield async_sessionmaker(
-            connection,
-            class_=AsyncSession,
-            expire_on_commit=False,
-            join_transaction_mode="create_savepoint",
-        )
+        made.configure(bind=connection, join_transaction_mode="create_savepoint")
+        try:
+            yield made
+        finally:
+            made.kw.clear()
+            made.kw.update(settings)
         await outer.rollback()
 
 
