@@ -268,6 +268,11 @@ async def test_missing_keys_that_json_knows(keys: list[Any], told: list[Any] | N
     assert assert_problem(response).get("keys") == told
 
 
+async def test_half_a_surrogate_pair_in_the_detail() -> None:
+    response = await send(app_that_raises(NotFound("no \ud800")), "GET", "/")
+    assert assert_problem(response)["detail"] == "no \ud800"
+
+
 # -- errors of FastAPI -----------------------------------------------------------------
 
 
@@ -320,7 +325,7 @@ async def test_a_request_that_is_not_valid() -> None:
                 "type": "greater_than",
                 "loc": ["body", "age"],
                 "msg": "Input should be greater than 0",
-                "ctx": {"gt": 0},
+                "ctx": {"gt": "0"},
             },
         ],
     }
@@ -330,7 +335,7 @@ async def test_a_request_that_is_not_valid() -> None:
 @pytest.mark.parametrize(
     ("content", "loc"),
     [
-        (b'{"name": "x", "password": "12345678901234567890", "\\ud800": 1}', ["body", "\ud800"]),
+        (b'{"name": "x", "password": "12345678901234567890", "\\ud800": 1}', ["body"]),
         (b'{"name": "x", "password": "12345678901234567890", "weight": 1e999}', ["body", "weight"]),
         (b"{", ["body", 1]),
         (b"", ["body"]),
@@ -338,7 +343,8 @@ async def test_a_request_that_is_not_valid() -> None:
     ids=["half a surrogate pair", "infinity", "no JSON", "nothing"],
 )
 async def test_odd_requests_are_answered(content: bytes, loc: list[Any]) -> None:
-    response = await send(app_with_login(), "POST", "/login", content=content)
+    headers = {"Content-Type": "application/json"}
+    response = await send(app_with_login(), "POST", "/login", content=content, headers=headers)
     assert response.status_code == 422
     (error,) = assert_problem(response)["errors"]
     assert error["loc"] == loc
@@ -491,7 +497,7 @@ async def test_a_stream_session_ends_when_the_client_goes(db: Database) -> None:
             started.set()
             await asyncio.Event().wait()  # the client takes no more
 
-    scope = {"type": "http", "method": "GET", "path": "/stream", "headers": []}
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/stream", "headers": []}
     gc.disable()  # it would close what was forgotten
     try:
         request = asyncio.create_task(app({**scope, "query_string": b""}, receive, send))

@@ -181,6 +181,8 @@ class MarkdownFile(_Made, pytest.File):
                             replace(bad, raises=()),
                             replace(good, raises=(replace(promise, line=last),)),
                         ):
+                            if flipped.language != "python" or flipped.name:
+                                continue  # a command, or a file: it can promise nothing
                             name = f"{title}, {flipped.role}"
                             item = self._item(FlippedItem, name, document, section, database)
                             item.flipped = flipped

@@ -195,6 +195,12 @@ def test_flipped_is_looked_at(tmp_path: Path, old: str, new: str, message: str) 
     assert message in done.stdout
 
 
+def test_a_command_is_not_flipped(tmp_path: Path) -> None:
+    page(tmp_path, PAIR.replace("Right:\n\n```python", "Right:\n\n```bash"))
+    done = run(tmp_path, "--flip")
+    assert "1 passed" in done.stdout.splitlines()[-1]
+
+
 def test_nothing_to_flip(tmp_path: Path) -> None:
     page(tmp_path)
     assert run(tmp_path, "--flip").returncode == pytest.ExitCode.NO_TESTS_COLLECTED
