@@ -470,7 +470,7 @@ def stream_app(db: Database) -> tuple[FastAPI, list[int]]:
 
 
 def checked_out(db: Database) -> int:
-    return cast(Any, db.engine.pool).checkedout()
+    return cast(int, cast(Any, db.engine.pool).checkedout())
 
 
 async def test_a_stream_session_lasts_until_the_last_byte(db: Database) -> None:

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from . import api
 from .db import Database, DatabaseSettings
-from .db.web import DatabaseDep, add_error_handlers
+from .db.web import DatabaseDep, add_error_handlers, problems
 
 
 @asynccontextmanager
@@ -25,7 +25,7 @@ def create_app() -> FastAPI:
     add_error_handlers(app)
     for router in (api.heroes, api.teams, api.missions):
         app.include_router(router)
-    app.add_api_route("/health", health, tags=["health"], responses={503: {}})
+    app.add_api_route("/health", health, tags=["health"], responses=problems(503))
     return app
 
 

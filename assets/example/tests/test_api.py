@@ -1,4 +1,5 @@
 import asyncio
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,6 +9,7 @@ from httpx import ASGITransport, AsyncClient
 
 from app.db import Database
 from app.db.testing import expect_statements
+from app.db.web import Problem
 from app.main import create_app, lifespan
 from app.services import HeroService
 
@@ -174,7 +176,7 @@ async def test_bad_parameters_are_named(
 ) -> None:
     response = await client.get("/heroes", params=params)
     assert response.status_code == 422
-    assert response.json()["detail"][0]["loc"][:2] == ["query", field]
+    assert response.json()["errors"][0]["loc"][:2] == ["query", field]
 
 
 async def test_parameters_are_documented(client: AsyncClient) -> None:
@@ -201,15 +203,53 @@ async def test_an_impossible_id_is_a_client_error(client: AsyncClient, hero_id: 
     for bad in ({"team_id": hero_id}, {"mentor_id": hero_id}, {"power": 101}):
         response = await client.post("/heroes", json=body | bad)
         assert response.status_code == 422
-        assert response.json()["detail"][0]["loc"] == ["body", *bad]
+        assert response.json()["errors"][0]["loc"] == ["body", *bad]
 
 
 async def test_errors_are_documented(client: AsyncClient) -> None:
-    responses = (await get(client, "/openapi.json"))["paths"]["/heroes/{hero_id}"]["get"][
-        "responses"
+    document = await get(client, "/openapi.json")
+    told: dict[str, set[str]] = {}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            errors = {key: each for key, each in operation["responses"].items() if key >= "400"}
+            told[f"{method} {path}"] = set(errors)
+            for status, each in errors.items():
+                assert list(each["content"]) == ["application/problem+json"], (path, status)
+                schema = each["content"]["application/problem+json"]["schema"]
+                assert set(schema["properties"]) == set(Problem.model_fields)
+
+    expected = {"get /heroes/export": {"503"}, "get /health": {"503"}}
+    for rows, row in (
+        ("/heroes", "/heroes/{hero_id}"),
+        ("/teams", "/teams/{team_id}"),
+        ("/missions", "/missions/{mission_id}"),
+    ):
+        expected |= {
+            f"get {rows}": {"422", "503"},
+            f"post {rows}": {"409", "422", "503"},
+            f"get {row}": {"404", "422", "503"},
+            f"patch {row}": {"404", "409", "422", "503"},
+            f"delete {row}": {"404", "422", "503"},
+        }
+    expected["put /heroes/{hero_id}/mentor"] = {"404", "409", "422", "503"}
+    for method in ("put", "delete"):
+        expected[f"{method} /heroes/{{hero_id}}/missions/{{mission_id}}"] = {"404", "422", "503"}
+    assert told == expected
+    assert "HTTPValidationError" not in document["components"]["schemas"]  # FastAPI's own 422
+
+
+async def test_the_export_is_documented_and_complete(client: AsyncClient) -> None:
+    paths = (await get(client, "/openapi.json"))["paths"]
+    assert list(paths["/heroes/export"]["get"]["responses"]["200"]["content"]) == [
+        "application/x-ndjson"
     ]
-    assert set(responses) == {"200", "404", "409", "422"}
-    assert list(responses["404"]["content"]) == ["application/problem+json"]
+    assert (await client.get("/heroes/export")).content == b""
+    hero_id = await create(client, "/heroes", name="Deadpond", power=7)
+    response = await client.get("/heroes/export")
+    assert response.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line) for line in response.text.splitlines()] == [
+        {"id": hero_id, "name": "Deadpond", "power": 7, "team_id": None, "mentor_id": None}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +294,7 @@ async def test_patch_tells_null_from_unset(client: AsyncClient) -> None:
     for bad in ({"pwoer": 9}, {"power": 101}):
         response = await client.patch(path, json=bad)
         assert response.status_code == 422
-        assert response.json()["detail"][0]["loc"] == ["body", *bad]
+        assert response.json()["errors"][0]["loc"] == ["body", *bad]
     hero = await get(client, path)
     assert (hero["name"], hero["power"], hero["team_id"]) == ("Deadpond", 8, None)
 

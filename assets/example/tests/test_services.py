@@ -119,7 +119,7 @@ async def test_deleting_either_side_deletes_the_assignment(
             await missions.delete(await missions.get(mission_id, load=load))
 
     if not loaded:
-        assert sent.verbs() == ["SELECT", "DELETE"]
+        assert sent.verbs() == ["SELECT", "SELECT", "DELETE"]  # get; lock
     assert await assignments.count() == 0
     assert await missions.exists(id=mission_id) is (side == "hero")
     assert await heroes.exists(id=hero_id) is (side == "mission")

@@ -489,6 +489,9 @@ class Database:
         SQL: `BEGIN READ ONLY` on PostgreSQL, `SET TRANSACTION READ ONLY` on MySQL,
         `PRAGMA query_only` and `BEGIN DEFERRED` on SQLite, where it runs beside a writer.
 
+        Never around a `yield` to a client: one that goes away there leaves the session open
+        until the garbage collector comes. See `StreamSessionDep` in `web.py`.
+
         Raises:
             sqlalchemy.exc.DBAPIError: a statement that writes.
             RuntimeError: changed objects that nothing would store.

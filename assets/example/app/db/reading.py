@@ -382,6 +382,9 @@ class ReadService(Generic[ModelT]):
             load: relations to fetch along, for each batch.
             filters: `field__op=value`.
 
+        In a response: with a `StreamSessionDep`, never in a session block around a `yield` to
+        the client, which keeps its connection when the client goes away.
+
         SQL: one SELECT through a server-side cursor, which a commit in between ends (an error
         of the driver on PostgreSQL); on
         MySQL and MariaDB, where such a cursor keeps the connection from all else, one
@@ -631,7 +634,8 @@ def identity_of(row: SQLModel) -> tuple[Any, ...]:
 
 
 def missing(model: type[SQLModel], keys: Sequence[Any]) -> NotFound:
-    keys = [key[0] if isinstance(key, tuple) and len(key) == 1 else key for key in keys]
+    single = len(key_of(model)) == 1
+    keys = [key[0] if single and isinstance(key, tuple) else key for key in keys]
     listed = ", ".join(repr(key) for key in keys[:10])
     more = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
     return NotFound(f"{model.__name__} not found: {listed}{more}", keys)
