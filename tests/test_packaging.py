@@ -34,8 +34,8 @@ AGENT_PARTS = ("SKILL.md", "references/", "scripts/", "assets/")
 SIZES = (
     ("installed", ("",), 200, 2_700_000),
     ("of it for agents", AGENT_PARTS, 130, 1_500_000),
-    ("of it to read", ("SKILL.md", "references/"), 90, 1_000_000),
-    ("of it to search, an entry at a time", ("references/pitfalls",), 65, 750_000),
+    ("of it to read", ("SKILL.md", "references/"), 90, 1_100_000),
+    ("of it to search, an entry at a time", ("references/pitfalls",), 65, 800_000),
 )
 SKILL_MAX_LINES, REFERENCE_MAX_LINES, REFERENCE_MAX_BYTES = 300, 260, 14_000
 PITFALLS_MAX_LINES, PITFALLS_MAX_BYTES = 410, 15_000  # nobody reads one from top to bottom
