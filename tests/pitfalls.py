@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mdtest.document import Block, Section, parse
+from tests.mdtest.document import Block, Section, parse, slug
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "references"
@@ -56,7 +56,7 @@ class Entry:
 
     @property
     def anchor(self) -> str:
-        return re.sub(r"[^\w\- ]", "", self.section.title.lower()).replace(" ", "-")
+        return slug(self.section.title)
 
     def blocks(self, role: str) -> list[Block]:
         return [block for block in self.section.blocks if block.role == role]

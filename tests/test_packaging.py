@@ -24,6 +24,8 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from tests.mdtest.document import slug
+
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "async-sqlmodel"
 FIRST_VERSION = "0.1.0"
@@ -264,10 +266,6 @@ def test_size_counts_what_would_be_tracked(tmp_path: Path) -> None:
 
 
 # --- documents ------------------------------------------------------------------------
-
-
-def slug(heading: str) -> str:
-    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 def text_of(token: Token) -> str:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "assets" / "example"))
 
 from app.db import Database  # noqa: E402
 
-from .models import tables  # noqa: E402
+from .models import four_items, tables  # noqa: E402
 
 Counter = Callable[[Database], AbstractContextManager[list[str]]]
 
@@ -113,6 +113,13 @@ async def db(url: URL) -> AsyncGenerator[Database]:
                 await connection.execute(table.delete())
             if mysql:
                 await connection.execute(text("SET FOREIGN_KEY_CHECKS = 1"))
+
+
+@pytest.fixture
+async def stock(db: Database) -> Database:
+    async with db.session() as session:
+        session.add_all(four_items())
+    return db
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Tables with one of everything that the layer has to deal with, and their services."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Optional
 from uuid import UUID, uuid4
@@ -96,6 +96,25 @@ def tables(url: URL) -> list[Table]:
     if url.get_backend_name() != "mysql":
         names.append("later")
     return [SQLModel.metadata.tables[name] for name in names]
+
+
+NOON = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
+NORTH, SOUTH = UUID(int=1), UUID(int=2)
+SAW, BLADE, BALL, KITE = "saw", "Saw blade", "ball", "kite"
+
+
+def four_items() -> list[SQLModel]:
+    """In two shops and none, with two tags, in three generations; and a tag without items."""
+    red, old = Tag(name="red"), Tag(name="old")
+    north, south = Shop(id=NORTH, name="north"), Shop(id=SOUTH, name="south")
+    saw = Item(id=UUID(int=11), name=SAW, price=10, note="50% off", kind=Kind.TOOL, shop=north)
+    blade = Item(id=UUID(int=12), name=BLADE, price=10, note="a_b", kind=Kind.TOOL, shop=north)
+    ball = Item(id=UUID(int=13), name=BALL, price=3, note=r"c\d", kind=Kind.TOY, shop=south)
+    kite = Item(id=UUID(int=14), name=KITE, price=7)
+    blade.parent, kite.parent = saw, blade
+    saw.sold_at = NOON
+    saw.tags, blade.tags, kite.tags = [red, old], [red], [old]
+    return [saw, blade, ball, kite, Tag(name="unused")]
 
 
 async def sql(session: AsyncSession, statement: str) -> Any:

@@ -43,31 +43,11 @@ from app.db.errors import InvalidFilter
 from app.db.filters import OPERATORS, Condition, Filter, and_, build_filters, not_, or_
 from app.db.operators import DATE_PARTS
 
-from .models import Item, ItemService, Kind, Shop, Tag
+from .models import BALL, BLADE, KITE, NOON, NORTH, SAW, Item, ItemService, Kind
 
 pytestmark = pytest.mark.anyio
 
-NOON = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
-NORTH, SOUTH = UUID(int=1), UUID(int=2)
-SAW, BLADE, BALL, KITE = "saw", "Saw blade", "ball", "kite"
 ALL = {SAW, BLADE, BALL, KITE}
-
-
-@pytest.fixture
-async def stock(db: Database) -> Database:
-    """Four items: in two shops and none, with two tags, in three generations."""
-    red, old = Tag(name="red"), Tag(name="old")
-    north, south = Shop(id=NORTH, name="north"), Shop(id=SOUTH, name="south")
-    saw = Item(id=UUID(int=11), name=SAW, price=10, note="50% off", kind=Kind.TOOL, shop=north)
-    blade = Item(id=UUID(int=12), name=BLADE, price=10, note="a_b", kind=Kind.TOOL, shop=north)
-    ball = Item(id=UUID(int=13), name=BALL, price=3, note=r"c\d", kind=Kind.TOY, shop=south)
-    kite = Item(id=UUID(int=14), name=KITE, price=7)
-    blade.parent, kite.parent = saw, blade
-    saw.sold_at = NOON
-    saw.tags, blade.tags, kite.tags = [red, old], [red], [old]
-    async with db.session() as session:
-        session.add_all([saw, blade, ball, kite, Tag(name="unused")])
-    return db
 
 
 async def found(db: Database, model: type[SQLModel], *where: Any, **filters: Any) -> list[str]:

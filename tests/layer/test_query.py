@@ -1,8 +1,6 @@
 """Loading by name: the same rows on every database."""
 
-from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 import pytest
 from sqlalchemy.orm import selectinload
@@ -14,30 +12,9 @@ from app.db.loading import build_load
 from app.db.mapping import mapper_of
 
 from .conftest import Counter
-from .models import Item, ItemCreate, ItemService, Kind, Shop, ShopService, Tag
+from .models import BALL, BLADE, KITE, NORTH, SAW, SOUTH, Item, ItemCreate, ItemService, ShopService
 
 pytestmark = pytest.mark.anyio
-
-NOON = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
-NORTH, SOUTH = UUID(int=1), UUID(int=2)
-SAW, BLADE, BALL, KITE = "saw", "Saw blade", "ball", "kite"
-
-
-@pytest.fixture
-async def stock(db: Database) -> Database:
-    """Four items: in two shops and none, with two tags, in three generations."""
-    red, old = Tag(name="red"), Tag(name="old")
-    north, south = Shop(id=NORTH, name="north"), Shop(id=SOUTH, name="south")
-    saw = Item(id=UUID(int=11), name=SAW, price=10, note="50% off", kind=Kind.TOOL, shop=north)
-    blade = Item(id=UUID(int=12), name=BLADE, price=10, note="a_b", kind=Kind.TOOL, shop=north)
-    ball = Item(id=UUID(int=13), name=BALL, price=3, note=r"c\d", kind=Kind.TOY, shop=south)
-    kite = Item(id=UUID(int=14), name=KITE, price=7)
-    blade.parent, kite.parent = saw, blade
-    saw.sold_at = NOON
-    saw.tags, blade.tags, kite.tags = [red, old], [red], [old]
-    async with db.session() as session:
-        session.add_all([saw, blade, ball, kite, Tag(name="unused")])
-    return db
 
 
 # -- load -----------------------------------------------------------------------

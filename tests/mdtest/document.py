@@ -36,6 +36,11 @@ _NEARLY_RAISES = re.compile(r"#+\s*raises?\b", re.I)
 _NEARLY_OUTPUT = re.compile(r"#\s*[-=]*>")
 
 
+def slug(heading: str) -> str:
+    """GitHub's anchor of a heading, given without its markup."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
 class DocumentError(Exception):
     """What is wrong with a document, one `path:line: message` a line."""
 

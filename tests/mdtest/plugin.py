@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import IO, Any, Literal, Self, TypeVar, cast
 
@@ -173,20 +174,12 @@ class MarkdownFile(_Made, pytest.File):
             right = [block for block in section.blocks if block.role == "right"]
             if len(wrong) != len(right):
                 raise self.CollectError(f"{self.path}: {title}: not as many wrong as right")
-            for database in self._databases(section):
-                for bad, good in zip(wrong, right, strict=True):
-                    if promise := bad.expected(database):
-                        last = good.line + good.code.rstrip().count("\n")
-                        for flipped in (
-                            replace(bad, raises=()),
-                            replace(good, raises=(replace(promise, line=last),)),
-                        ):
-                            if flipped.language != "python" or flipped.name:
-                                continue  # a command, or a file: it can promise nothing
-                            name = f"{title}, {flipped.role}"
-                            item = self._item(FlippedItem, name, document, section, database)
-                            item.flipped = flipped
-                            yield item
+            for database, pair in product(self._databases(section), zip(wrong, right, strict=True)):
+                for flipped in _exchanged(*pair, database):
+                    name = f"{title}, {flipped.role}"
+                    item = self._item(FlippedItem, name, document, section, database)
+                    item.flipped = flipped
+                    yield item
 
     def _databases(self, section: Section) -> list[str]:
         chosen = _chosen(self.config)
@@ -205,6 +198,17 @@ class MarkdownFile(_Made, pytest.File):
             section=section,
             database=database,
         )
+
+
+def _exchanged(wrong: Block, right: Block, database: str) -> Iterator[Block]:
+    """The wrong example without its promise, and the right one with it."""
+    promise = wrong.expected(database)
+    if promise is None:
+        return
+    yield replace(wrong, raises=())
+    if right.language == "python" and not right.name:  # a command or a file promises nothing
+        last = right.line + right.code.rstrip().count("\n")
+        yield replace(right, raises=(replace(promise, line=last),))
 
 
 class MarkdownItem(_Made, pytest.Item):

@@ -35,7 +35,7 @@ def build_load(
         InvalidQuery: unknown relation; names the choices and the nearest match.
     """
     options: list[ExecutableOption] = []
-    for path in _paths(load):
+    for path in paths_of(load):
         if isinstance(path, ORMOption):
             options.append(path)
         else:
@@ -45,11 +45,12 @@ def build_load(
 
 def needs_unique(model: type[SQLModel], load: Load) -> bool:
     """Whether a collection may be joined, so that a row comes back several times."""
-    ready_made = any(isinstance(path, ORMOption) for path in _paths(load))
+    ready_made = any(isinstance(path, ORMOption) for path in paths_of(load))
     return ready_made or _joins_collections(model)
 
 
-def _paths(load: Load) -> Sequence[LoadPath]:
+def paths_of(load: Load) -> Sequence[LoadPath]:
+    """What `load` names, one or several, as a sequence."""
     return cast(Sequence[LoadPath], load if isinstance(load, list | tuple) else (load,))
 
 

@@ -18,7 +18,7 @@ from .aggregates import aggregate_statement
 from .base import SoftDeleteMixin
 from .errors import InvalidQuery, MultipleFound, NotFound, translate_errors
 from .filters import Condition, Filter, Where, build_filters
-from .loading import Load, build_load, needs_unique
+from .loading import Load, build_load, needs_unique, paths_of
 from .mapping import attribute_of, cached, check_type, is_expression, mapper_of
 from .paging import (
     CursorPage,
@@ -489,7 +489,7 @@ class ReadService(Generic[ModelT]):
         if known is not None:
             await self._forget(known, load)
         arguments = (self.model, lock, self._deleted, hidden, self.raiseload)
-        names: tuple[Any, ...] = tuple(load) if isinstance(load, _List | tuple) else (load,)
+        names: tuple[Any, ...] = tuple(paths_of(load))
         if all(isinstance(name, str) for name in names):
             statement = _cached_by_key(names, *arguments)
         else:
@@ -505,10 +505,9 @@ class ReadService(Generic[ModelT]):
 
         An eager load passes over what is loaded, and the other side may have changed.
         """
-        paths: Sequence[Any] = load if isinstance(load, _List | tuple) else (load,)
         named = {
             path.partition(".")[0] if isinstance(path, str) else getattr(path, "key", None)
-            for path in paths
+            for path in paths_of(load)
         }
         loaded = [
             name

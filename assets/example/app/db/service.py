@@ -38,7 +38,7 @@ from .errors import (
     translate_errors,
 )
 from .filters import Where
-from .loading import Load
+from .loading import Load, paths_of
 from .mapping import cached, mapper_of, unknown
 from .reading import ModelT, ReadService, alive, identity_of, key_of, missing
 from .transactions import transaction
@@ -795,8 +795,7 @@ class ServiceBase(ReadService[ModelT], Generic[ModelT, CreateT, UpdateT]):
             flag_modified(row, name)
         stale = self._relations_over(row, columns)
         await self._flush(row)
-        paths: _List[Any] = _List(load) if isinstance(load, _List | tuple) else [load]
-        await self._load(row, [*stale, *paths])
+        await self._load(row, [*stale, *paths_of(load)])
         return row
 
     async def _update_by_key(
@@ -914,8 +913,7 @@ class ServiceBase(ReadService[ModelT], Generic[ModelT, CreateT, UpdateT]):
             where = alive(model, self._deleted)
             statement = bulk.update_from(dialect, model, names, values, constants, where)
             return int((await self._exec(statement)).rowcount)
-        pks = [key[0] if len(key) == 1 else key for key in keys]
-        rows = {identity_of(row): row for row in await self.get_by_ids(pks, strict=False)}
+        rows = {identity_of(row): row for row in await self.get_by_ids(keys, strict=False)}
         for place, key in enumerate(keys):
             if key in rows:
                 changes = {name: columns[name][place] for name in columns}
