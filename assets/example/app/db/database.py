@@ -18,9 +18,25 @@ from types import TracebackType
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
-from pydantic import BeforeValidator, Field, InstanceOf, SecretStr, field_serializer
+from pydantic import (
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    SecretStr,
+    field_serializer,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy import URL, Connection, ExceptionContext, MetaData, event, make_url, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    ExceptionContext,
+    MetaData,
+    event,
+    inspect,
+    make_url,
+    text,
+)
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
@@ -146,16 +162,33 @@ class DatabaseSettings(BaseSettings):
         default=10, gt=0, description="Seconds to wait for a free connection."
     )
     connect_timeout: int = Field(default=10, gt=0, description="Seconds to reach the server.")
+    request_timeout: float = Field(
+        default=30, gt=0, description="Seconds that the session of one request may last."
+    )
+    pooler: bool = Field(
+        default=False, description="A pooler in transaction mode, e.g. PgBouncer, is between."
+    )
+    replica_url: Annotated[InstanceOf[URL], NoDecode, BeforeValidator(async_url)] | None = Field(
+        default=None, description="A standby, which read_session() reads from."
+    )
 
-    @field_serializer("url")
-    def _without_password(self, url: URL) -> str:
-        return url.render_as_string()  # model_dump() may be logged
+    @field_serializer("url", "replica_url")
+    def _without_password(self, url: URL | None) -> str | None:
+        return url and url.render_as_string()  # model_dump() may be logged
 
-    def full_url(self) -> URL:
-        """The URL with `password` put in, where it is set."""
+    @model_validator(mode="after")
+    def _one_dialect(self) -> Self:
+        replica = self.replica_url
+        if replica and replica.get_backend_name() != self.url.get_backend_name():
+            raise ValueError("replica_url is for another kind of database than url")
+        return self
+
+    def full_url(self, url: URL | None = None) -> URL:
+        """`url`, or else the setting of that name, with `password` put in where it is set."""
+        url = url or self.url
         if self.password is None:
-            return self.url
-        return self.url.set(password=self.password.get_secret_value())
+            return url
+        return url.set(password=self.password.get_secret_value())
 
 
 def is_memory(url: URL) -> bool:
@@ -165,9 +198,9 @@ def is_memory(url: URL) -> bool:
     )
 
 
-def engine_options(settings: DatabaseSettings) -> dict[str, Any]:
-    """Arguments of `create_async_engine`, with the reason for each."""
-    url = settings.full_url()
+def engine_options(settings: DatabaseSettings, url: URL | None = None) -> dict[str, Any]:
+    """Arguments of `create_async_engine` for this URL, with the reason for each."""
+    url = url or settings.full_url()
     options: dict[str, Any] = {
         "echo": settings.echo,
         "hide_parameters": settings.hide_parameters,
@@ -194,8 +227,18 @@ def engine_options(settings: DatabaseSettings) -> dict[str, Any]:
         options["connect_args"] = {"isolation_level": None}
     elif driver == "asyncpg":
         options["connect_args"] = {"timeout": settings.connect_timeout}
+        if settings.pooler:
+            # The next transaction may be on another server connection, which does not
+            # know what this one prepared: unnamed statements, kept by nobody.
+            options["connect_args"] |= {
+                "statement_cache_size": 0,
+                "prepared_statement_cache_size": 0,
+                "prepared_statement_name_func": str,  # "", the unnamed one
+            }
     elif driver == "psycopg":
         options["connect_args"] = {"connect_timeout": settings.connect_timeout}
+        if settings.pooler:
+            options["connect_args"] |= {"prepare_threshold": None}  # never prepare: as above
     else:
         # UTC sessions: NOW() and UTCDateTime agree. READ COMMITTED, as PostgreSQL has
         # it: a SELECT after a duplicate key sees the row, and gap locks cause fewer
@@ -365,7 +408,8 @@ class Database:
 
     Attributes:
         engine: for migrations, `run_sync` and events (`engine.sync_engine`).
-        read_engine: the same pool, with the transactions of `read_session()`.
+        read_engine: the transactions of `read_session()`: on the standby where `replica_url`
+            names one, else from the same pool.
         sessions: makes plain sessions, without commit at the end. `session()` is what
             application code wants.
     """
@@ -375,19 +419,13 @@ class Database:
             # Defaults only: nothing of the environment belongs to an explicit URL.
             settings = DatabaseSettings.model_construct(url=async_url(settings))
         self.settings = settings
-        self.engine = create_async_engine(settings.full_url(), **engine_options(settings))
-        read_only = "read_only"
-        if self.engine.dialect.name == "postgresql":
-            read_only = "postgresql_readonly"
-        elif self.engine.dialect.name == "sqlite":
-            _sqlite(self.engine)
-        else:  # mysql, or mariadb where the URL says so
-            _mysql(self.engine)
-        if self.engine.dialect.name != "sqlite":
-            _lost_transactions(self.engine)
-        self.read_engine = self.engine.execution_options(**{read_only: True})
+        self.engine = _engine(settings, settings.full_url())
+        self.read_engine = primary = _reading(self.engine)
+        if settings.replica_url is not None:
+            self.read_engine = _reading(_engine(settings, settings.full_url(settings.replica_url)))
         self.sessions = _sessionmaker(self.engine)
         self.read_sessions = _sessionmaker(self.read_engine)
+        self._primary_read_sessions = _sessionmaker(primary)
 
     async def __aenter__(self) -> Self:
         if self.settings.create_tables:
@@ -405,6 +443,7 @@ class Database:
     async def close(self) -> None:
         """Close every pooled connection. A later session would open new ones."""
         await self.engine.dispose()
+        await self.read_engine.dispose()  # the same pool, or the standby's
 
     @asynccontextmanager
     async def session(
@@ -483,8 +522,12 @@ class Database:
         return await run_transaction(begin, callback, attempts=attempts)
 
     @asynccontextmanager
-    async def read_session(self) -> AsyncGenerator[AsyncSession]:
+    async def read_session(self, *, primary: bool = False) -> AsyncGenerator[AsyncSession]:
         """A session for reads. A write in it is an error, sent or not.
+
+        Args:
+            primary: read from the primary also where `replica_url` names a standby, which
+                may not have yet what was just committed.
 
         SQL: `BEGIN READ ONLY` on PostgreSQL, `SET TRANSACTION READ ONLY` on MySQL,
         `PRAGMA query_only` and `BEGIN DEFERRED` on SQLite, where it runs beside a writer.
@@ -496,7 +539,9 @@ class Database:
             sqlalchemy.exc.DBAPIError: a statement that writes.
             RuntimeError: changed objects that nothing would store.
         """
-        async with self.read_sessions() as session:
+        standby = self.settings.replica_url is not None
+        sessions = self._primary_read_sessions if primary and standby else self.read_sessions
+        async with sessions() as session:
             yield session
             changed = [row for row in session.dirty if session.is_modified(row)]
             if session.new or session.deleted or changed:
@@ -522,7 +567,8 @@ class Database:
 
         Raises:
             RuntimeError: no model was imported, or models were defined before this
-                package was imported and so have unnamed constraints.
+                package was imported and so have unnamed constraints; or Alembic migrates
+                this database, and would not see what is created here.
         """
         if not metadata.tables:
             raise RuntimeError("no tables: import the modules that define table=True models")
@@ -537,12 +583,34 @@ class Database:
                 "the models, and name each CheckConstraint"
             )
         async with self.engine.begin() as connection:
+            if await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
+                raise RuntimeError(
+                    "Alembic migrates this database: unset DATABASE_CREATE_TABLES, and run "
+                    "alembic upgrade head"
+                )
             await connection.run_sync(metadata.create_all)
 
     async def drop_tables(self, metadata: MetaData = SQLModel.metadata) -> None:
         """DROP TABLE for every imported model. Tests and development only."""
         async with self.engine.begin() as connection:
             await connection.run_sync(metadata.drop_all)
+
+
+def _engine(settings: DatabaseSettings, url: URL) -> AsyncEngine:
+    engine = create_async_engine(url, **engine_options(settings, url))
+    if engine.dialect.name == "sqlite":
+        _sqlite(engine)
+        return engine
+    if engine.dialect.name != "postgresql":  # mysql, or mariadb where the URL says so
+        _mysql(engine)
+    _lost_transactions(engine)
+    return engine
+
+
+def _reading(engine: AsyncEngine) -> AsyncEngine:
+    """The same pool, with transactions that refuse writes."""
+    postgresql = engine.dialect.name == "postgresql"
+    return engine.execution_options(**{"postgresql_readonly" if postgresql else "read_only": True})
 
 
 def _sessionmaker(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:

@@ -1,9 +1,10 @@
 """FastAPI on top of the layer: sessions for endpoints, errors for clients."""
 
+import asyncio
 import http.client
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Annotated, Any, cast
 
@@ -45,14 +46,41 @@ DatabaseDep = Annotated[Database, Depends(get_database)]
 
 async def get_session(database: DatabaseDep) -> AsyncGenerator[AsyncSession]:
     """One unit of work per request. Use it as `SessionDep`, never with plain `Depends`."""
-    async with database.session() as session:
+    async with _time_limit(database), database.session() as session:
         yield session
 
 
 async def get_read_session(database: DatabaseDep) -> AsyncGenerator[AsyncSession]:
     """A session for endpoints that only read."""
+    async with _time_limit(database), database.read_session() as session:
+        yield session
+
+
+async def get_stream_session(database: DatabaseDep) -> AsyncGenerator[AsyncSession]:
+    """A session for reads that may last as long as the client listens."""
     async with database.read_session() as session:
         yield session
+
+
+@asynccontextmanager
+async def _time_limit(database: Database) -> AsyncGenerator[None]:
+    """End what takes longer than `request_timeout`, wherever it waits.
+
+    A network that swallows packets answers neither a query nor a ping; most drivers would
+    wait for hours. The endpoint is cancelled, its connection is closed.
+
+    Raises:
+        Unavailable: the time is over. Was it at COMMIT, it may have been stored.
+    """
+    seconds = database.settings.request_timeout
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if limit.expired():
+            raise Unavailable(f"The request took longer than {seconds:g} s.") from error
+        raise
 
 
 # scope="function": the commit runs before the response is sent, and its failure becomes
@@ -64,7 +92,7 @@ ReadSessionDep = Annotated[AsyncSession, Depends(get_read_session, scope="functi
 # gone. A dependency, because FastAPI closes those. A generator that the client left at a
 # `yield` nobody closes: a session block inside keeps its connection until the garbage
 # collector comes. A slow client keeps this one too; a session per page holds nothing.
-StreamSessionDep = Annotated[AsyncSession, Depends(get_read_session, scope="request")]
+StreamSessionDep = Annotated[AsyncSession, Depends(get_stream_session, scope="request")]
 
 STATUS: dict[type[ServiceError], HTTPStatus] = {
     NotFound: HTTPStatus.NOT_FOUND,
