@@ -7,7 +7,7 @@ package does): names are given to constraints when the class is created.
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from sqlalchemy import Connection, Dialect, event, inspect
+from sqlalchemy import Connection, Dialect, MetaData, event, inspect
 from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.orm import InstanceState, Mapper, declared_attr
 from sqlalchemy.types import TypeEngine
@@ -25,6 +25,27 @@ created and errors can say which rule was broken (SQLAlchemy docs, "Configuring
 Constraint Naming Conventions")."""
 
 SQLModel.metadata.naming_convention = NAMING_CONVENTION
+
+
+def check_tables(metadata: MetaData) -> None:
+    """Refuse to create or migrate what was not imported, or cannot be migrated later.
+
+    Raises:
+        RuntimeError: no model was imported, or models were defined before this package was
+            imported and so have unnamed constraints.
+    """
+    if not metadata.tables:
+        raise RuntimeError("no tables: import the modules that define table=True models")
+    unnamed = sorted(
+        table.name
+        for table in metadata.tables.values()
+        if any(constraint.name is None for constraint in table.constraints)
+    )
+    if unnamed:
+        raise RuntimeError(
+            f"unnamed constraints on {', '.join(unnamed)}: import this package before "
+            "the models, and name each CheckConstraint"
+        )
 
 
 class Timestamp(UTCDateTime):

@@ -44,6 +44,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 from sqlmodel import SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from .base import check_tables
 from .errors import Unavailable, ends_transaction, translate, translate_errors
 from .transactions import run_transaction
 
@@ -570,18 +571,7 @@ class Database:
                 package was imported and so have unnamed constraints; or Alembic migrates
                 this database, and would not see what is created here.
         """
-        if not metadata.tables:
-            raise RuntimeError("no tables: import the modules that define table=True models")
-        unnamed = sorted(
-            table.name
-            for table in metadata.tables.values()
-            if any(constraint.name is None for constraint in table.constraints)
-        )
-        if unnamed:
-            raise RuntimeError(
-                f"unnamed constraints on {', '.join(unnamed)}: import this package before "
-                "the models, and name each CheckConstraint"
-            )
+        check_tables(metadata)
         async with self.engine.begin() as connection:
             if await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
                 raise RuntimeError(
