@@ -33,6 +33,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - macOS still has 3.9 as python3
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "assets" / "example"
 LAYER = EXAMPLE / "app" / "db"
+MIGRATIONS = EXAMPLE.parent / "alembic"
 
 OK, PROOF_FAILED, REFUSED, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -65,6 +66,10 @@ PLACEHOLDERS = {
 LAYER_DEPENDENCIES = ("fastapi>=0.121", "sqlmodel[asyncio]>=0.0.45", "pydantic-settings>=2.7")
 """What `app/db` imports, a driver aside; a test compares it with the example's pyproject.toml."""
 
+MIGRATION_DEPENDENCIES = ("alembic>=1.20",)
+ENUM_DEPENDENCIES = ("alembic-postgresql-enum>=1.11",)
+"""What `migrations/env.py` imports besides; the second one on PostgreSQL, for its ENUM types."""
+
 NOT_LOOKED_AT = {"alembic", "docs", "env", "migrations", "node_modules", "scripts", "tests", "venv"}
 """Besides hidden folders and virtual environments. Nobody's application is in there."""
 
@@ -74,11 +79,13 @@ examples:
   scaffold.py new shop --database postgresql --url postgresql://me:pw@host/shop
   scaffold.py add . --dry-run                      what the layer would write here
   scaffold.py add . --package src/shop --json
+  scaffold.py add . --migrations                   and Alembic for it
 
-  new  lays down a whole FastAPI app: models, services, API, tests, .env. DIR must be
-       new or empty. --prove installs it into DIR/.venv, starts it, and talks HTTP to it.
+  new  lays down a whole FastAPI app: models, services, API, tests, migrations, .env. DIR must
+       be new or empty. --prove installs it into DIR/.venv, starts it, and talks HTTP to it.
   add  lays only the layer into PACKAGE/db/ of an existing project. Its pyproject.toml
-       and requirements are read, not edited: what they lack is reported.
+       and requirements are read, not edited: what they lack is reported. --migrations
+       adds alembic.ini and migrations/, and leaves a layer alone that is there.
 
 Files with the same content are left alone; a file that differs stops everything,
 unless --force. All is checked first: nothing is written when anything is refused.
@@ -346,7 +353,7 @@ def _makes_app(package: Path) -> bool:
     return any(_makes_app(folder) for folder in _folders(package))
 
 
-def missing_dependencies(directory: Path) -> list[str]:
+def missing_dependencies(directory: Path, migrations: bool) -> list[str]:
     """Requirements of the layer that no file of the project names, with their bounds."""
     named = _named_requirements(directory)
     # The extra brings greenlet, which SQLAlchemy 2.1 leaves out.
@@ -362,6 +369,15 @@ def missing_dependencies(directory: Path) -> list[str]:
     ]
     if not any(driver in named for driver in DRIVER_DEPENDENCIES):
         missing += DRIVER_DEPENDENCIES["aiosqlite"]
+    if migrations:
+        wanted = MIGRATION_DEPENDENCIES
+        if any(driver in named for driver in DRIVERS["postgresql"]):
+            wanted += ENUM_DEPENDENCIES
+        missing += [
+            each
+            for each in wanted
+            if _distribution(each) not in named or _too_old(named[_distribution(each)], each)
+        ]
     return missing
 
 
@@ -459,6 +475,45 @@ async def create_hero(data: HeroCreate, session: SessionDep) -> HeroPublic: ..."
 )
 
 
+MIGRATION_STEPS = """\
+Migrations, in place of tables at start (delete what DATABASE_CREATE_TABLES has made):
+DATABASE_CREATE_TABLES=false  # in .env
+alembic revision --autogenerate -m "first tables"
+alembic upgrade head"""
+
+
+def migration_files(directory: Path, package: Package) -> list[File]:
+    """`alembic.ini` and `migrations/`, for the models of this package.
+
+    Raises:
+        Refused: the project has an Alembic environment already.
+    """
+    pyproject = directory / "pyproject.toml"
+    if pyproject.is_file() and b"[tool.alembic]" in _read(pyproject):
+        raise Refused(
+            f"{pyproject} has [tool.alembic]: the project has migrations. Compare its env.py "
+            f"with {MIGRATIONS / 'env.py'}, and take what it lacks"
+        )
+    # The folder that the package is imported from: the project's, or src, or backend.
+    depth = len(package.name.split("."))
+    root = PurePosixPath("%(here)s", *package.path.parts[:-depth])
+    files: list[File] = []
+    for file in _source(MIGRATIONS, PurePosixPath()):
+        text = file.content.decode()
+        if str(file.path) == "alembic.ini":
+            text = _replace(text, "prepend_sys_path = .\n", f"prepend_sys_path = {root}\n")
+        else:
+            file.path = "migrations" / file.path
+        if file.path.name == "env.py":
+            text = _replace(text, "from app.db import", f"from {package.name}.db import")
+            text = _replace(text, "from app.db.base", f"from {package.name}.db.base")
+            models = package.name.partition(".")[0]
+            text = _replace(text, 'MODELS = "app"', f'MODELS = "{models}"')
+        file.content = text.encode()
+        files.append(file)
+    return files
+
+
 def add(run: "Run") -> None:
     directory: Path = run.args.directory
     if not directory.is_dir():
@@ -470,7 +525,7 @@ def add(run: "Run") -> None:
         )
     package = find_package(directory, run.args.package)
     target = package.path / "db"
-    missing = missing_dependencies(directory)
+    missing = missing_dependencies(directory, run.args.migrations)
     steps = [each.format(package=package.name, url=SQLITE_URL) for each in ADD_STEPS]
     if missing:
         steps.insert(0, f"Install what is missing: {_install_command(directory, missing)}")
@@ -480,7 +535,15 @@ def add(run: "Run") -> None:
         "dependencies_missing": missing,
         "next": steps,
     }
-    run.lay(make_plan(directory, [*package.new_inits, *_source(LAYER, target)]))
+    files = [*package.new_inits, *_source(LAYER, target)]
+    if run.args.migrations:
+        if (directory / target / "__init__.py").is_file():
+            files = []
+            steps[:] = steps[:1] if missing else []
+        steps[:] = [re.sub(r"\nDATABASE_CREATE_TABLES=.*", "", each) for each in steps]
+        files += migration_files(directory, package)
+        steps.append(MIGRATION_STEPS)
+    run.lay(make_plan(directory, files))
 
 
 # -- new -------------------------------------------------------------------------------
@@ -622,6 +685,11 @@ def new_files(url: str, name: str) -> list[File]:
     for file in _source(EXAMPLE, PurePosixPath()):
         if str(file.path) == "pyproject.toml":
             text = _replace(file.content.decode(), 'name = "app"\n', f'name = "{name}"\n')
+            if driver in DRIVERS["postgresql"]:
+                alembic, plugin = (
+                    f'    "{each}",\n' for each in (*MIGRATION_DEPENDENCIES, *ENUM_DEPENDENCIES)
+                )
+                text = _replace(text, alembic, alembic + plugin)
             if driver != "aiosqlite":
                 lines = "".join(f'    "{each}",\n' for each in DRIVER_DEPENDENCIES[driver])
                 sqlite = f'    "{DRIVER_DEPENDENCIES["aiosqlite"][0]}",\n'
@@ -636,7 +704,7 @@ def new_files(url: str, name: str) -> list[File]:
             # 0600: it is where the password is.
             files.append(File(PurePosixPath(".env"), text.encode(), 0o600))
         files.append(file)
-    return files
+    return files + migration_files(EXAMPLE, Package(PurePosixPath("app"), "app"))
 
 
 def _replace(text: str, old: str, new: str) -> str:
@@ -663,6 +731,7 @@ def new_steps(directory: Path, files: list[File], placeholder: bool) -> list[str
         f"Run: .venv/bin/python -m {SERVE}",
         LOOK,
         "Test: .venv/bin/python -m pytest",
+        MIGRATION_STEPS.replace("alembic ", ".venv/bin/alembic "),
     ]
     if placeholder:
         steps.insert(
@@ -755,6 +824,7 @@ class Proof:
             f"Keep it running: {_cd(self.directory)}{command} -m {SERVE}",
             LOOK,
             f"Test: {command} -m pytest",
+            MIGRATION_STEPS.replace("alembic ", f"{command} -m alembic "),
         ]
         if f"DATABASE_URL={self.url}\n" not in (self.directory / ".env").read_text("utf-8"):
             steps.insert(0, "Keep DATABASE_URL set as it is now, or write it into .env.")
@@ -1123,6 +1193,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=new)
     command = commands.add_parser("add", parents=[shared], description="Lay the layer into DIR.")
     command.add_argument("--package", metavar="PKG", help="e.g. app, shop.core, src/shop")
+    command.add_argument("--migrations", action="store_true", help="Alembic as well")
     command.set_defaults(run=add)
     return top
 

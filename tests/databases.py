@@ -213,7 +213,7 @@ def _start_mariadb(cleanup: ExitStack) -> URL:
     init = folder / "init.sql"
     init.write_text(  # one statement a line; the password guards nothing
         "CREATE USER 'asm'@'localhost' IDENTIFIED BY 'asm';\n"
-        "GRANT ALL ON *.* TO 'asm'@'localhost';\n"
+        "GRANT ALL ON *.* TO 'asm'@'localhost' WITH GRANT OPTION;\n"
     )
     log = folder / "log"
     data = folder / "data"

@@ -27,6 +27,7 @@ from tests.databases import DRIVERS, Servers, Unavailable, required
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "scaffold.py"
 EXAMPLE = ROOT / "assets" / "example"
+MIGRATIONS = EXAMPLE.parent / "alembic"
 LAYER_FILES = sorted(path.name for path in (EXAMPLE / "app" / "db").glob("*.py"))
 PROOF = ("--prove", "--venv", sys.prefix)
 
@@ -144,7 +145,8 @@ def test_drivers_and_dependencies_are_those_of_the_layer() -> None:
     assert {name: tuple(drivers) for name, drivers in layer.items()} == script.DRIVERS
 
     example = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())
-    assert set(script.LAYER_DEPENDENCIES) <= set(example["project"]["dependencies"])
+    wanted = {*script.LAYER_DEPENDENCIES, *script.MIGRATION_DEPENDENCIES}
+    assert wanted <= set(example["project"]["dependencies"])
     house = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["layer"]
     assert {each for group in script.DRIVER_DEPENDENCIES.values() for each in group} <= set(house)
     assert {each for group in script.DRIVERS.values() for each in group} == set(
@@ -526,6 +528,76 @@ def test_the_next_steps_work(tmp_path: Path) -> None:
     assert printed == "201 {'name': 'Deadpond'}"
 
 
+# -- add --migrations ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "root", "name"),
+    [
+        pytest.param({}, [], "%(here)s", "app", id="empty"),
+        pytest.param({"src/shop/__init__.py": ""}, [], "%(here)s/src", "shop", id="src"),
+        pytest.param(
+            {"backend/app/__init__.py": APP}, [], "%(here)s/backend", "app", id="backend-folder"
+        ),
+        pytest.param(
+            {"shop/__init__.py": ""}, ["--package", "shop.core"], "%(here)s", "shop.core", id="deep"
+        ),
+    ],
+)
+def test_add_migrations_names_the_package(
+    tmp_path: Path, files: dict[str, str], arguments: list[str], root: str, name: str
+) -> None:
+    project(tmp_path, files)
+    report = scaffold("add", tmp_path, "--migrations", *arguments, "--json").report
+    assert {"alembic.ini", "migrations/env.py"} <= set(report["created"])
+    assert "alembic>=1.20" in report["dependencies_missing"]
+    assert "DATABASE_CREATE_TABLES=true" not in "".join(report["next"])
+    assert "alembic upgrade head" in report["next"][-1]
+    assert f"prepend_sys_path = {root}\n" in (tmp_path / "alembic.ini").read_text()
+    env = (tmp_path / "migrations/env.py").read_text()
+    assert f"from {name}.db import Database, DatabaseSettings\n" in env
+    assert f'MODELS = "{name.partition(".")[0]}"\n' in env
+
+
+def test_add_migrations_leaves_a_layer_alone_that_is_there(tmp_path: Path) -> None:
+    scaffold("add", tmp_path)
+    changed = tmp_path / "app/db/base.py"
+    changed.write_text("# mine")
+    report = scaffold("add", tmp_path, "--migrations", "--json").report
+    assert sorted(report["created"]) == [
+        "alembic.ini",
+        "migrations/env.py",
+        "migrations/script.py.mako",
+    ]
+    assert changed.read_text() == "# mine"
+
+
+@pytest.mark.parametrize(
+    ("dependencies", "missing"),
+    [
+        (["asyncpg"], ["alembic>=1.20", "alembic-postgresql-enum>=1.11"]),
+        (["psycopg", "alembic>=1.16"], ["alembic>=1.20", "alembic-postgresql-enum>=1.11"]),
+        (["aiomysql", "alembic"], []),
+    ],
+)
+def test_what_migrations_need(tmp_path: Path, dependencies: list[str], missing: list[str]) -> None:
+    project(tmp_path, {"pyproject.toml": table(*WHOLE, *dependencies)})
+    report = scaffold("add", tmp_path, "--migrations", "--json").report
+    assert report["dependencies_missing"] == missing
+
+
+def test_a_project_that_has_migrations_keeps_them(tmp_path: Path) -> None:
+    project(tmp_path, {"pyproject.toml": "[tool.alembic]\nscript_location = 'alembic'\n"})
+    result = scaffold("add", tmp_path, "--migrations", "--json")
+    assert (result.code, result.report["written"]) == (2, False)
+    assert "the project has migrations" in result.report["error"]
+    (tmp_path / "pyproject.toml").unlink()
+    project(tmp_path, {"alembic.ini": "[alembic]\n"})
+    result = scaffold("add", tmp_path, "--migrations", "--json")
+    assert (result.code, result.report["written"]) == (2, False)
+    assert "alembic.ini" in result.report["error"]
+
+
 # -- new -------------------------------------------------------------------------------
 
 # `family`: an argument called `database` would be filled in by tests/mdtest.
@@ -566,9 +638,17 @@ def test_new_for_every_driver(tmp_path: Path, family: str, driver: str) -> None:
     placeholder = any("placeholder" in step for step in report["next"])
     assert placeholder == (family != "sqlite")
 
-    changed = {".env", "pyproject.toml"}
+    sources = {
+        "alembic.ini": MIGRATIONS / "alembic.ini",
+        "migrations/env.py": MIGRATIONS / "env.py",
+        "migrations/script.py.mako": MIGRATIONS / "script.py.mako",
+    }
+    changed = {".env", "pyproject.toml", "alembic.ini"}
     for name in files - changed:
-        assert (folder / name).read_bytes() == (EXAMPLE / name).read_bytes()
+        source = sources.get(name, EXAMPLE / name)
+        assert (folder / name).read_bytes() == source.read_bytes()
+    plugin = any(each.startswith("alembic-postgresql-enum") for each in wanted)
+    assert plugin == (family == "postgresql")
 
 
 @pytest.mark.parametrize(
@@ -837,7 +917,7 @@ def test_prove_makes_an_environment_and_uses_it_again(tmp_path: Path) -> None:
 
     first = scaffold("new", tmp_path / "x", "--prove", env={"PIP_NO_INDEX": "1"})
     assert first.code == 0, first.err
-    assert "installing aiosqlite>=0.20, fastapi>=" in first.out
+    assert "installing aiosqlite>=0.20, alembic>=1.20, fastapi>=" in first.out
     assert ".venv/bin/python -m uvicorn app.main:app" in first.out
     again = scaffold("new", tmp_path / "x", "--prove", env={"PIP_NO_INDEX": "1"})
     assert again.code == 0, again.err

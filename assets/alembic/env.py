@@ -24,7 +24,6 @@ from alembic.operations import ops
 from alembic.runtime.migration import MigrationContext, MigrationInfo
 from alembic.util import CommandError
 from sqlalchemy import (
-    Column,
     Connection,
     DateTime,
     DefaultClause,
@@ -37,6 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.sql.expression import ClauseElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import SQLModel
 
@@ -275,20 +275,6 @@ def is_foreign(item: object) -> TypeGuard[TypeDecorator[Any]]:
     return isinstance(item, TypeDecorator) and not type(item).__module__.startswith("sqlalchemy.")  # pyright: ignore[reportUnknownArgumentType]
 
 
-def compare_server_default(
-    _context: MigrationContext,
-    _inspected: Column[Any],
-    _column: Column[Any],
-    before: str | None,
-    _default: DefaultClause | None,
-    after: str | None,
-) -> bool | None:
-    """MySQL tells some defaults in other words than it was told; None asks Alembic."""
-    same = {"true": "1", "false": "0", "current_timestamp()": "now()", "current_timestamp": "now()"}
-    one, other = (text and same.get(text.lower(), text.lower()) for text in (before, after))
-    return False if one == other else None
-
-
 DIALECTS: dict[str, Dialect] = {
     each.name: each() for each in (postgresql.dialect, mysql.dialect, sqlite.dialect)
 }
@@ -313,7 +299,7 @@ def review(
                 log.warning("%s is a native enum: pip install alembic-postgresql-enum", column)
     for script in directives:
         for container in (script.upgrade_ops, script.downgrade_ops):
-            without_needless_drops(container)
+            prune(container, migration.dialect)
             for each in walk(container):
                 using(each)
         for each in walk(script.upgrade_ops):
@@ -325,15 +311,40 @@ def review(
         log.info("nothing has changed: no revision was written")
 
 
-def without_needless_drops(container: ops.OpContainer | None) -> None:
-    """DROP TABLE drops the indexes too; before it, MySQL refuses to drop a foreign key's."""
+def prune(container: ops.OpContainer | None, dialect: Dialect) -> None:
+    """Leave out what does nothing, and on MySQL fails."""
     every = container.ops if container else []
     dropped = {each.table_name for each in every if isinstance(each, ops.DropTableOp)}
-    every[:] = [
-        each
-        for each in every
-        if not (isinstance(each, ops.ModifyTableOps) and each.table_name in dropped)
+
+    def is_needless(each: ops.MigrateOperation) -> bool:
+        if isinstance(each, ops.ModifyTableOps):
+            # DROP TABLE drops the indexes too; before it, MySQL keeps a foreign key's.
+            prune(each, dialect)
+            return not each.ops or each.table_name in dropped
+        if isinstance(each, ops.AlterColumnOp) and is_same(
+            each.existing_server_default, each.modify_server_default, dialect
+        ):
+            each.modify_server_default = False  # which means: as it is
+            return not each.has_changes()
+        return False
+
+    every[:] = [each for each in every if not is_needless(each)]
+
+
+def is_same(one: object, other: object, dialect: Dialect) -> bool:
+    """Whether two server defaults are: MySQL tells some in other words than it was told."""
+    words = {
+        "true": "1",
+        "false": "0",
+        "current_timestamp()": "now()",
+        "current_timestamp": "now()",
+    }
+    texts = [
+        str(each.arg.compile(dialect=dialect)).lower()
+        for each in (one, other)
+        if isinstance(each, DefaultClause) and isinstance(each.arg, ClauseElement)
     ]
+    return len(texts) == 2 and len({words.get(each, each) for each in texts}) == 1
 
 
 def walk(container: ops.OpContainer | None) -> Iterator[ops.MigrateOperation]:
@@ -377,11 +388,14 @@ OPTIONS: dict[str, Any] = {
     "target_metadata": metadata_of(MODELS),
     "render_item": render_item,
     "render_as_batch": True,  # what was written against PostgreSQL also runs on SQLite
+    # CHECK constraints too, by their names.
+    "autogenerate_plugins": ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
     "compare_type": True,
-    "compare_server_default": compare_server_default,
+    "compare_server_default": True,
 }
 if config.cmd_opts is not None:  # a shell: an app has logging of its own
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.INFO)
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+    logging.getLogger("alembic.alembic_postgresql_enum").setLevel(logging.ERROR)
 run()

@@ -34,6 +34,9 @@ How to write a document that is one:
   are parsed by the library that reads them.
 * `Databases: PostgreSQL, SQLite.` in a paragraph of its own restricts a section and those
   below it. Without it the section runs on all of them.
+* `Servers: PgBouncer.` below `Databases: PostgreSQL.`: DATABASE_URL leads through a PgBouncer in
+  transaction mode. `Servers: standby.`: it leads to a primary, as superuser, and
+  DATABASE_REPLICA_URL to its streaming standby.
 * `Since: SQLAlchemy 2.1, FastAPI 0.121.` in a paragraph of its own: where one of them is
   older, the section and those below it are skipped, which the run says.
 * A block below a paragraph that starts with `Wrong:` must promise what it raises; one below

@@ -18,6 +18,8 @@ LANGUAGES = frozenset({"python", "bash", "text", "sql"}) | DATA_LANGUAGES
 _LABEL = re.compile(r"`([^`\s]+)`:")
 _PAIR = re.compile(r"(Wrong|Right)\b[^.]*:(\s|$)")
 _SINCE = re.compile(r"Since:\s+(.+?)\.?")
+_SERVERS = re.compile(r"Servers?:\s+(.+?)\.?")
+_SERVER_NAMES = ("pgbouncer", "standby")
 _VERSION = re.compile(r"(?P<name>[A-Za-z][\w.-]*) (?P<version>\d+(\.\d+)*)")
 _NEARLY_LABEL = re.compile(r"`[^`\s]*\.(py|toml|ini|ya?ml|json|mako|env|sh|sql)`\W*$")
 _DATABASES = re.compile(r"Databases?:\s+([\w, ]+?)\.?")
@@ -91,6 +93,12 @@ class Section:
     children: "list[Section]" = field(default_factory=list["Section"])
     own_databases: frozenset[str] = frozenset()
     own_versions: tuple[tuple[str, str], ...] = ()
+    own_server: str = ""
+
+    @property
+    def server(self) -> str:
+        """What stands beside PostgreSQL: "pgbouncer" before it, a "standby" of it, or ""."""
+        return self.own_server or (self.parent.server if self.parent else "")
 
     @property
     def versions(self) -> tuple[tuple[str, str], ...]:
@@ -220,6 +228,15 @@ def parse(path: Path, text: str | None = None) -> Document:
                 current.own_versions = tuple(
                     (each["name"], each["version"]) for each in versions if each
                 )
+            elif match := _SERVERS.fullmatch(content):
+                current.own_server = match[1].lower()
+                if current.own_server not in _SERVER_NAMES:
+                    known = ", ".join(_SERVER_NAMES)
+                    problems.append((line, f"unknown server {match[1]}; known: {known}"))
+                elif current.databases != {"postgresql"}:
+                    problems.append((line, "Servers: stands below Databases: PostgreSQL."))
+                elif current.blocks:
+                    problems.append((line, "Servers: must stand before the first block"))
             elif match := _PAIR.match(content):
                 role = match[1].lower()
             elif _NEARLY_LABEL.search(content) and tokens[index + 2].type == "fence":

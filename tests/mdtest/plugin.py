@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self, TypeVar, cast
 
 import pytest
+from sqlalchemy import URL
 
+from tests.clusters import pgbouncer_for, primary_and_standby
 from tests.databases import DATABASES, Servers, Unavailable, required
 
 from .document import Block, Document, DocumentError, Section, parse
@@ -265,8 +267,8 @@ class RunItem(MarkdownItem):
         for name, least in self.section.versions:
             if too_old := older(name, least):
                 pytest.skip(f"since {name} {least}: {too_old}")
-        with self._scratch() as scratch, self._database(scratch) as url:
-            self._check(scratch, self._run(scratch, url))
+        with self._scratch() as scratch, self._servers(scratch) as variables:
+            self._check(scratch, self._run(scratch, variables))
 
     @contextmanager
     def _scratch(self) -> Generator[Path]:
@@ -287,22 +289,34 @@ class RunItem(MarkdownItem):
             shutil.rmtree(scratch)
 
     @contextmanager
-    def _database(self, scratch: Path) -> Generator[str]:
-        servers = self.config.stash[_SERVERS]
-        try:
-            url = servers.create(self.database, scratch)
-        except Unavailable as error:
-            if self.database in required():
-                raise MarkdownFailure(f"{self.database} is required: {error}") from None
-            pytest.skip(str(error))
-        except RuntimeError as error:
-            raise MarkdownFailure(str(error)) from None
-        try:
-            yield url.render_as_string(hide_password=False)
-        finally:
-            servers.drop(url)
+    def _servers(self, scratch: Path) -> Generator[dict[str, str]]:
+        """What the section runs against, as variables of its environment."""
+        with ExitStack() as cleanup:
+            try:
+                urls = self._start(scratch, cleanup)
+            except Unavailable as error:
+                if self.database in required():
+                    raise MarkdownFailure(f"{self.database} is required: {error}") from None
+                pytest.skip(str(error))
+            except RuntimeError as error:
+                raise MarkdownFailure(str(error)) from None
+            yield {name: url.render_as_string(hide_password=False) for name, url in urls.items()}
 
-    def _run(self, scratch: Path, url: str) -> dict[str, Any]:
+    def _start(self, scratch: Path, cleanup: ExitStack) -> dict[str, URL]:
+        if self.section.server == "standby":
+            primary, standby = cleanup.enter_context(primary_and_standby())
+            return {
+                "DATABASE_URL": primary.url(user="postgres"),
+                "DATABASE_REPLICA_URL": standby.url(user="postgres"),
+            }
+        servers = self.config.stash[_SERVERS]
+        url = servers.create(self.database, scratch)
+        cleanup.callback(servers.drop, url)
+        if self.section.server == "pgbouncer":
+            url = cleanup.enter_context(pgbouncer_for(url))
+        return {"DATABASE_URL": url}
+
+    def _run(self, scratch: Path, variables: dict[str, str]) -> dict[str, Any]:
         folder = scratch / "project"
         job = {
             "document": str(self.path),
@@ -311,7 +325,7 @@ class RunItem(MarkdownItem):
             "database": self.database,
             "databases": self.section.databases or DATABASES,
             "environment": {
-                "DATABASE_URL": url,
+                **variables,
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 "HOME": str(folder),
             },

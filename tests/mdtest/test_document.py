@@ -39,6 +39,21 @@ REFUSED = {
     "databases joined by and": (f"Databases: SQLite and MySQL.\n\n{PYTHON}", 1, "unknown database"),
     "databases too late": (PYTHON + "\nDatabases: SQLite.\n", 5, "before the first block"),
     "since without a version": (f"Since: SQLAlchemy.\n\n{PYTHON}", 1, "write Since: Name 1.2"),
+    "unknown server": (
+        f"Databases: PostgreSQL.\n\nServers: Redis.\n\n{PYTHON}",
+        3,
+        "unknown server Redis; known: pgbouncer, standby",
+    ),
+    "server of another database": (
+        f"Servers: PgBouncer.\n\n{PYTHON}",
+        1,
+        "stands below Databases: PostgreSQL.",
+    ),
+    "server too late": (
+        f"Databases: PostgreSQL.\n\n{PYTHON}\nServers: standby.\n",
+        7,
+        "before the first block",
+    ),
     "since in words": (f"Since: SQLAlchemy 2.1 and 2.2.\n\n{PYTHON}", 1, "write Since: Name 1.2"),
     "since too late": (PYTHON + "\nSince: SQLAlchemy 2.1.\n", 5, "before the first block"),
     "wrong without a promise": (f"Wrong:\n\n{PYTHON}", 3, "promises nothing"),

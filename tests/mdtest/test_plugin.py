@@ -172,6 +172,64 @@ assert total == 3, total
 """
 
 
+SERVERS = """\
+# A
+
+Databases: PostgreSQL.
+
+`ask.py`:
+
+```python
+import os
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+
+async def ask(name: str, question: str) -> object:
+    engine = create_async_engine(os.environ[name])
+    async with engine.connect() as connection:
+        answer = (await connection.execute(text(f"SELECT {question}"))).scalar_one()
+    await engine.dispose()
+    return answer
+```
+
+## Pooler
+
+Servers: PgBouncer.
+
+```python
+import os
+
+from ask import ask
+from sqlalchemy import make_url
+
+url = make_url(os.environ["DATABASE_URL"])
+print(url.port == await ask("DATABASE_URL", "current_setting('port')::int"))
+#> False
+```
+
+## Standby
+
+Servers: standby.
+
+```python
+from ask import ask
+
+for name in ("DATABASE_URL", "DATABASE_REPLICA_URL"):
+    print(await ask(name, "pg_is_in_recovery()"))
+    #> False
+    #> True
+```
+"""
+
+
+def test_servers(tmp_path: Path) -> None:
+    page(tmp_path, SERVERS)
+    result = run(tmp_path, "--databases=postgresql")
+    assert "3 passed" in result.stdout, result.stdout
+
+
 def test_flipped(tmp_path: Path) -> None:
     page(tmp_path, PAIR)
     assert run(tmp_path).returncode == 0

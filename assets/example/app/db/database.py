@@ -421,12 +421,12 @@ class Database:
             settings = DatabaseSettings.model_construct(url=async_url(settings))
         self.settings = settings
         self.engine = _engine(settings, settings.full_url())
-        self.read_engine = primary = _reading(self.engine)
+        self.read_engine = self._primary_read_engine = _reading(self.engine)
         if settings.replica_url is not None:
             self.read_engine = _reading(_engine(settings, settings.full_url(settings.replica_url)))
         self.sessions = _sessionmaker(self.engine)
         self.read_sessions = _sessionmaker(self.read_engine)
-        self._primary_read_sessions = _sessionmaker(primary)
+        self._primary_read_sessions = _sessionmaker(self._primary_read_engine)
 
     async def __aenter__(self) -> Self:
         if self.settings.create_tables:
@@ -537,19 +537,21 @@ class Database:
         until the garbage collector comes. See `StreamSessionDep` in `web.py`.
 
         Raises:
+            ServiceError: in place of the database's errors, as in `session`.
             sqlalchemy.exc.DBAPIError: a statement that writes.
             RuntimeError: changed objects that nothing would store.
         """
         standby = self.settings.replica_url is not None
         sessions = self._primary_read_sessions if primary and standby else self.read_sessions
-        async with sessions() as session:
-            yield session
-            changed = [row for row in session.dirty if session.is_modified(row)]
-            if session.new or session.deleted or changed:
-                raise RuntimeError("a read session has changes to store; use session()")
+        with translate_errors():  # also at the end: ROLLBACK on a connection that was lost
+            async with sessions() as session:
+                yield session
+                changed = [row for row in session.dirty if session.is_modified(row)]
+                if session.new or session.deleted or changed:
+                    raise RuntimeError("a read session has changes to store; use session()")
 
     async def ping(self, timeout: float = 2.0) -> None:
-        """Ask the database for an answer: `SELECT 1`.
+        """Ask the database for an answer: `SELECT 1`. Not its standby: writes go on without.
 
         Args:
             timeout: seconds, for a free connection, connecting and answering together.
@@ -558,7 +560,8 @@ class Database:
             Unavailable: no answer in time, or an error in its place; see `__cause__`.
         """
         try:
-            async with asyncio.timeout(timeout), self.read_engine.connect() as connection:
+            engine = self._primary_read_engine
+            async with asyncio.timeout(timeout), engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
         except Exception as error:  # on SQLAlchemy 2.0 a failed login is the driver's own
             raise Unavailable("The database does not answer.") from error
