@@ -2,12 +2,12 @@
 
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test check test-matrix bench flip index mutants lock clean python venv venv-sqlalchemy20 \
-	venv-bench
+.PHONY: help demo test check faults migrations test-matrix bench load flip index mutants lock clean \
+	python venv venv-sqlalchemy20 venv-bench
 
 ARGS ?=
 VENVS ?= .venv-sqlalchemy20 .venv
-MATRIX := tests/layer tests/test_example.py references
+MATRIX := tests/layer tests/migrations tests/test_example.py references
 SOURCES := assets scripts tests evals
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
@@ -47,6 +47,15 @@ test-matrix: venv venv-sqlalchemy20 ## the layer, the example and the references
 bench: venv-bench ## ServiceBase against its peers; make bench ARGS='--quick --databases sqlite'
 	@PYTHONPATH=assets/example .venv-bench/bin/python -m evals.performance.bench $(ARGS)
 
+faults: venv ## servers killed, stalled, full, behind PgBouncer: what the layer answers, what is lost
+	@.venv/bin/python -m pytest -n logical tests/faults $(ARGS)
+
+migrations: venv ## from an empty folder to migrated tables on three databases, printed
+	@.venv/bin/python -m tests.migrations.cycle
+
+load: venv-bench ## 200 clients while backends are killed; make load ARGS='--seconds 10'
+	@PYTHONPATH=assets/example .venv-bench/bin/python -m evals.load $(ARGS)
+
 flip: venv ## exchange the promises of each wrong and right example: all must fail
 	@.venv/bin/python -m pytest -n logical --flip references $(ARGS)
 
@@ -65,7 +74,7 @@ lock: python ## newest versions and their hashes into requirements*.txt
 		$$(sed -nE 's/^([a-z0-9-]+)==.*/--no-emit-package \1/p' requirements.txt))
 
 clean: ## remove virtual environments, the demo and caches
-	rm -rf .venv .venv-sqlalchemy20 .venv-bench .venv-lock .demo .bench .mutants .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-sqlalchemy20 .venv-bench .venv-lock .demo .bench .load .mutants .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 python:

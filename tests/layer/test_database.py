@@ -260,6 +260,58 @@ def test_engine_options(driver: str, url: URL) -> None:
     assert options == expected
 
 
+POOLER: dict[str, dict[str, Any]] = {
+    "postgresql-asyncpg": {"statement_cache_size": 0, "prepared_statement_cache_size": 0},
+    "postgresql-psycopg": {"prepare_threshold": None},
+}
+
+
+def test_a_pooler_sees_no_prepared_statement(driver: str, url: URL) -> None:
+    """That it works is proven behind PgBouncer, in tests/faults."""
+    for pooler in (False, True):
+        given = engine_options(DatabaseSettings(url=url, pooler=pooler)).get("connect_args", {})
+        assert (POOLER.get(driver, {}).items() <= given.items()) is (pooler or driver not in POOLER)
+
+
+def test_a_standby_is_of_the_same_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u@h/d")
+    monkeypatch.setenv("DATABASE_REPLICA_URL", "postgresql://u:topsecret@standby/d")
+    settings = DatabaseSettings()
+    assert settings.replica_url == make_url("postgresql+asyncpg://u:topsecret@standby/d")
+    assert "topsecret" not in f"{settings!r} {settings.model_dump()} {settings.model_dump_json()}"
+    monkeypatch.setenv("DATABASE_REPLICA_URL", "mysql://u@h/d")
+    with pytest.raises(ValidationError, match="another kind of database"):
+        DatabaseSettings()
+
+
+async def test_read_sessions_read_from_the_standby(tmp_path: Path) -> None:
+    """Two files stand for two servers: each session is on the one that it is for."""
+    urls = [async_url(f"sqlite:///{tmp_path}/{name}.db") for name in ("primary", "standby")]
+    for name, url in zip(("primary", "standby"), urls, strict=True):
+        async with Database(url) as alone:
+            await alone.create_tables()
+            async with alone.session() as session:
+                session.add(Tag(name=name))
+    settings = DatabaseSettings(url=urls[0], replica_url=urls[1])
+    async with Database(settings) as db:
+        assert await names(db) == ["standby"]
+        async with db.read_session(primary=True) as session:
+            assert (await session.exec(select(Tag.name))).all() == ["primary"]
+        async with db.session() as session:
+            assert (await session.exec(select(Tag.name))).all() == ["primary"]
+        with pytest.raises(DBAPIError, match="readonly"):
+            async with db.read_session(primary=True) as session:
+                session.add(Tag(name="lost"))
+                await session.flush()
+        pools: list[Any] = [db.engine.pool, db.read_engine.pool]
+        assert [pool.checkedin() for pool in pools] == [1, 1]
+    assert [pool.checkedin() for pool in pools] == [0, 0], "close() closes both"
+
+    gone = async_url(f"sqlite:///{tmp_path}/nowhere/x.db")
+    async with Database(DatabaseSettings(url=urls[0], replica_url=gone)) as db:
+        await db.ping()  # of the primary: writes go on without the standby
+
+
 @pytest.mark.parametrize(
     ("url", "memory"),
     [

@@ -112,6 +112,29 @@ def make_app(db: Database) -> FastAPI:
         seen = (await session.exec(select(func.count()).select_from(Tag))).one()
         return {"session": id(session), "rows": seen}
 
+    @app.post("/slow/{name}")
+    async def slow(name: str, session: SessionDep) -> None:
+        session.add(Tag(name=name))
+        await session.flush()
+        if name == "own":
+            async with asyncio.timeout(0):
+                await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    @app.get("/slow")
+    async def slow_read(session: ReadSessionDep) -> None:
+        await session.exec(select(Tag))
+        await asyncio.sleep(60)
+
+    @app.get("/slow-stream")
+    async def slow_stream(session: StreamSessionDep) -> StreamingResponse:
+        async def names() -> AsyncGenerator[str]:
+            await asyncio.sleep(0.5)
+            for tag in await session.exec(select(Tag)):
+                yield tag.name
+
+        return StreamingResponse(names())
+
     @app.get("/errors/{name}")
     async def fail(name: str) -> None:
         raise ERRORS[name][0]
@@ -156,6 +179,23 @@ async def test_commit_comes_before_the_response(db: Database) -> None:
     async with db.read_session() as session:
         tag = await session.get_one(Tag, UUID(response.json()["id"]))
     assert tag.name == "red"
+
+
+async def test_a_request_that_takes_too_long(db: Database) -> None:
+    """503, nothing stored, no connection held; a stream and a websocket may last."""
+    db.settings.request_timeout = 0.3
+    transport = httpx.ASGITransport(make_app(db), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for response in await asyncio.gather(client.post("/slow/red"), client.get("/slow")):
+            assert response.status_code == 503
+            assert response.json()["detail"] == "The request took longer than 0.3 s."
+            assert response.headers["retry-after"] == "1"
+        # A TimeoutError of the endpoint's own is its own affair.
+        assert (await client.post("/slow/own")).status_code == 500
+        assert await stored(client) == []
+        assert cast(Any, db.engine.pool).checkedout() == 0
+        assert (await client.post("/tags/red")).status_code == 201
+        assert (await client.get("/slow-stream")).text == "red"
 
 
 async def test_failed_commit_is_the_response(client: httpx.AsyncClient) -> None:

@@ -44,15 +44,19 @@ def get_database(connection: HTTPConnection) -> Database:
 DatabaseDep = Annotated[Database, Depends(get_database)]
 
 
-async def get_session(database: DatabaseDep) -> AsyncGenerator[AsyncSession]:
+async def get_session(
+    connection: HTTPConnection, database: DatabaseDep
+) -> AsyncGenerator[AsyncSession]:
     """One unit of work per request. Use it as `SessionDep`, never with plain `Depends`."""
-    async with _time_limit(database), database.session() as session:
+    async with _time_limit(connection, database), database.session() as session:
         yield session
 
 
-async def get_read_session(database: DatabaseDep) -> AsyncGenerator[AsyncSession]:
+async def get_read_session(
+    connection: HTTPConnection, database: DatabaseDep
+) -> AsyncGenerator[AsyncSession]:
     """A session for endpoints that only read."""
-    async with _time_limit(database), database.read_session() as session:
+    async with _time_limit(connection, database), database.read_session() as session:
         yield session
 
 
@@ -63,17 +67,18 @@ async def get_stream_session(database: DatabaseDep) -> AsyncGenerator[AsyncSessi
 
 
 @asynccontextmanager
-async def _time_limit(database: Database) -> AsyncGenerator[None]:
-    """End what takes longer than `request_timeout`, wherever it waits.
+async def _time_limit(connection: HTTPConnection, database: Database) -> AsyncGenerator[None]:
+    """End a request that takes longer than `request_timeout`, wherever it waits.
 
     A network that swallows packets answers neither a query nor a ping; most drivers would
-    wait for hours. The endpoint is cancelled, its connection is closed.
+    wait for hours. The endpoint is cancelled, its connection to the database is closed. A
+    websocket may last.
 
     Raises:
         Unavailable: the time is over. Was it at COMMIT, it may have been stored.
     """
     seconds = database.settings.request_timeout
-    limit = asyncio.timeout(seconds)
+    limit = asyncio.timeout(seconds if connection.scope["type"] == "http" else None)
     try:
         async with limit:
             yield
