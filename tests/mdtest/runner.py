@@ -5,6 +5,7 @@
 
 import ast
 import asyncio
+import builtins
 import configparser
 import contextlib
 import difflib
@@ -27,6 +28,7 @@ import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import coverage
 import yaml
@@ -39,6 +41,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from .document import LINE_LENGTH, Block, Raises
 
 ROOT = Path(__file__).parents[2]
+_print = builtins.print
 # Of Python processes that bash starts; coverage reads the variable in each of them.
 _COVERAGE = """[run]
 data_file = {data}
@@ -239,7 +242,7 @@ class _Section:
                 flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
                 dont_inherit=True,
             )
-            with prints:
+            with prints, _print_to_files():
                 if code.co_flags & inspect.CO_COROUTINE:
                     self.runner.run(_call(code, vars(self.main)))
                 else:
@@ -464,6 +467,23 @@ class _Section:
 
 async def _call(code: types.CodeType, namespace: dict[str, Any]) -> None:
     await eval(code, namespace)  # noqa: S307
+
+
+@contextlib.contextmanager
+def _print_to_files() -> Generator[None]:
+    """`print(file=...)` writes, which the stand-in of pytest-examples does not: traceback and
+    logging use it.
+    """
+    recorded = builtins.print
+
+    def write(*values: object, file: Any = None, **how: Any) -> None:
+        if file is None or file is sys.stdout:
+            recorded(*values, **how)
+        else:
+            _print(*values, file=file, **how)
+
+    with patch("builtins.print", write):
+        yield
 
 
 def _dotenv(code: str) -> None:

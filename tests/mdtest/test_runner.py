@@ -315,6 +315,10 @@ async with database.session() as session:
     + bash("python main.py", "2")[5:],
     "a-server-in-the-background": bash("sleep 62 > log 2>&1 &"),
     "Größe": "# Größe\r\n\r\n```python\r\nprint('ü')\r\n#> ü\r\n```\r\n".replace("'", '"'),
+    "print-to-a-file": python(
+        "import io\n\ntext = io.StringIO()\nprint(1, file=text)\nprint(text.getvalue() == '1\\n')\n"
+        "#> True".replace("'", '"')
+    ),
     "other-database": f"# T\n\nDatabases: PostgreSQL.\n\n{python('x = 1')[5:]}",
 }
 

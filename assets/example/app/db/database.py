@@ -37,7 +37,7 @@ from sqlalchemy import (
     make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util.concurrency import in_greenlet
@@ -465,11 +465,10 @@ class Database:
                 transaction (put a savepoint around it: `transaction(session)`).
             ValueError: this database has no such isolation level.
         """
-        async with self._new_session(isolation_level) as session:
-            with translate_errors():
-                await session.begin()  # sends nothing; `transaction(session)` is a savepoint now
-                yield session
-                await session.commit()
+        async with _closing(self._new_session(isolation_level)) as session:
+            await session.begin()  # sends nothing; `transaction(session)` is a savepoint now
+            yield session
+            await session.commit()
 
     def _new_session(self, isolation_level: str | None) -> AsyncSession:
         if isolation_level is None:
@@ -543,12 +542,11 @@ class Database:
         """
         standby = self.settings.replica_url is not None
         sessions = self._primary_read_sessions if primary and standby else self.read_sessions
-        with translate_errors():  # also at the end: ROLLBACK on a connection that was lost
-            async with sessions() as session:
-                yield session
-                changed = [row for row in session.dirty if session.is_modified(row)]
-                if session.new or session.deleted or changed:
-                    raise RuntimeError("a read session has changes to store; use session()")
+        async with _closing(sessions()) as session:
+            yield session
+            changed = [row for row in session.dirty if session.is_modified(row)]
+            if session.new or session.deleted or changed:
+                raise RuntimeError("a read session has changes to store; use session()")
 
     async def ping(self, timeout: float = 2.0) -> None:
         """Ask the database for an answer: `SELECT 1`. Not its standby: writes go on without.
@@ -587,6 +585,24 @@ class Database:
         """DROP TABLE for every imported model. Tests and development only."""
         async with self.engine.begin() as connection:
             await connection.run_sync(metadata.drop_all)
+
+
+@asynccontextmanager
+async def _closing(session: AsyncSession) -> AsyncGenerator[AsyncSession]:
+    """Close the session; raise what the block raised, not what ROLLBACK says of a lost connection."""
+    failure: BaseException | None = None
+    with translate_errors():
+        try:
+            async with session:
+                try:
+                    yield session
+                except BaseException as error:
+                    failure = error
+                    raise
+        except SQLAlchemyError as error:
+            if failure is None or failure is error:
+                raise
+            raise failure from failure.__cause__
 
 
 def _engine(settings: DatabaseSettings, url: URL) -> AsyncEngine:
