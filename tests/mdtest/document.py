@@ -233,7 +233,7 @@ def parse(path: Path, text: str | None = None) -> Document:
                 if current.own_server not in _SERVER_NAMES:
                     known = ", ".join(_SERVER_NAMES)
                     problems.append((line, f"unknown server {match[1]}; known: {known}"))
-                elif current.databases != {"postgresql"}:
+                elif set(current.databases) != {"postgresql"}:
                     problems.append((line, "Servers: stands below Databases: PostgreSQL."))
                 elif current.blocks:
                     problems.append((line, "Servers: must stand before the first block"))

@@ -514,6 +514,7 @@ def _print_location(example: CodeExample, line_no: int) -> tuple[int, int]:
 
 
 run_code.find_print_location = _print_location
+run_code.parent_frame_id += 1  # `write` of _print_to_files stands between
 
 
 def _lines(output: str) -> list[str]:
