@@ -378,6 +378,16 @@ async def test_cancelled_statement(db: Database, driver: str, who: str) -> None:
     is_conflict_free(caught.value, Unavailable, "statement cancelled")
 
 
+@pytest.mark.only("postgresql")
+async def test_outcome_unknown(db: Database) -> None:
+    """CockroachDB says so of a COMMIT; nobody may run it again without a look."""
+    with pytest.raises(Unavailable) as caught:
+        async with db.session() as session:
+            await sql(session, "DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40003'; END $$")
+    assert type(caught.value) is Unavailable
+    assert "outcome unknown" in str(caught.value)
+
+
 KILL = {
     "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend({})"),
     "mysql": ("SELECT connection_id()", "KILL {}"),

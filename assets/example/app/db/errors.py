@@ -203,6 +203,7 @@ _TRANSIENT_SQLSTATE = {
 _UNAVAILABLE_SQLSTATE = {
     "25P03": "connection lost",  # idle_in_transaction_session_timeout
     "25P04": "connection lost",  # transaction_timeout
+    "40003": "outcome unknown",  # of COMMIT; CockroachDB's ambiguous result
     "57014": "statement cancelled",  # statement_timeout
     "57P01": "connection lost",  # shutdown, pg_terminate_backend
     "57P02": "connection lost",  # crash
