@@ -53,6 +53,9 @@ come later, readers too: better to fail and to try again than to stop the app.""
 WAIT_FOR_OTHERS = 600
 """Seconds to wait for another process that migrates the same database."""
 
+PAUSE = 0.5
+"""Seconds between two questions whether it has come to its end."""
+
 # Creates, alters and drops the ENUM types of PostgreSQL, which Alembic does not see.
 ENUM_PLUGIN = find_spec("alembic_postgresql_enum")
 if ENUM_PLUGIN:
@@ -91,6 +94,11 @@ def run() -> None:
         with context.begin_transaction():
             context.run_migrations()
     elif (connection := config.attributes.get("connection")) is not None:
+        if not isinstance(connection, Connection):
+            raise CommandError(
+                "config.attributes['connection'] is not a sqlalchemy.Connection: pass the one "
+                "that `await async_connection.run_sync(function)` gives to its function"
+            )
         migrate(connection)
     else:
         in_own_loop(connect())
@@ -156,27 +164,28 @@ async def alone(database: Database) -> AsyncGenerator[None]:
             waited = time.monotonic() - start
             if waited > WAIT_FOR_OTHERS:
                 raise CommandError(f"another process has been migrating for {waited:.0f} s")
-            log.info("another process is migrating this database: waiting")
-            await asyncio.sleep(0.5)
+            if waited < PAUSE:
+                log.info("another process is migrating this database: waiting")
+            await asyncio.sleep(PAUSE)
         await connection.execute(text(endure))
         yield
 
 
 def limit_waiting(connection: Connection) -> None:
-    """Give up on a lock after `LOCK_TIMEOUT`, in every transaction of this connection."""
-    statement = {
-        "postgresql": f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'",
-        "mysql": f"SET SESSION lock_wait_timeout = {LOCK_TIMEOUT}",
-        "mariadb": f"SET SESSION lock_wait_timeout = {LOCK_TIMEOUT}",
-    }.get(connection.dialect.name)
+    """Give up on a lock after `LOCK_TIMEOUT`, in every transaction of this connection.
 
-    def begin(connection: Connection) -> None:
+    The time that a statement takes is not limited, whatever the role's `statement_timeout` is.
+    """
+    mysql = (f"SET SESSION lock_wait_timeout = {LOCK_TIMEOUT}",)
+    postgresql = (f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'", "SET LOCAL statement_timeout = 0")
+    limits = {"postgresql": postgresql, "mysql": mysql, "mariadb": mysql}
+
+    @event.listens_for(connection, "begin")
+    def begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
         # Not in an autocommit block: CREATE INDEX CONCURRENTLY waits, and blocks nobody.
         if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
-            connection.exec_driver_sql(statement or "")
-
-    if statement:
-        event.listen(connection, "begin", begin)
+            for statement in limits.get(connection.dialect.name, ()):
+                connection.exec_driver_sql(statement)
 
 
 def migrate(connection: Connection) -> None:
@@ -299,9 +308,7 @@ def review(
                 log.warning("%s is a native enum: pip install alembic-postgresql-enum", column)
     for script in directives:
         for container in (script.upgrade_ops, script.downgrade_ops):
-            prune(container, migration.dialect)
-            for each in walk(container):
-                using(each)
+            correct(container, migration.dialect)
         for each in walk(script.upgrade_ops):
             warn(each)
     # `alembic check` has no such option, and needs what it gave.
@@ -311,15 +318,15 @@ def review(
         log.info("nothing has changed: no revision was written")
 
 
-def prune(container: ops.OpContainer | None, dialect: Dialect) -> None:
-    """Leave out what does nothing, and on MySQL fails."""
+def correct(container: ops.OpContainer | None, dialect: Dialect) -> None:
+    """Leave out what does nothing, and on MySQL fails; see also `in_utc`."""
     every = container.ops if container else []
     dropped = {each.table_name for each in every if isinstance(each, ops.DropTableOp)}
 
     def is_needless(each: ops.MigrateOperation) -> bool:
         if isinstance(each, ops.ModifyTableOps):
             # DROP TABLE drops the indexes too; before it, MySQL keeps a foreign key's.
-            prune(each, dialect)
+            correct(each, dialect)
             return not each.ops or each.table_name in dropped
         if isinstance(each, ops.AlterColumnOp) and is_same(
             each.existing_server_default, each.modify_server_default, dialect
@@ -328,7 +335,8 @@ def prune(container: ops.OpContainer | None, dialect: Dialect) -> None:
             return not each.has_changes()
         return False
 
-    every[:] = [each for each in every if not is_needless(each)]
+    needed = [each for each in every if not is_needless(each)]
+    every[:] = [each for operation in needed for each in in_utc(operation, dialect)]
 
 
 def is_same(one: object, other: object, dialect: Dialect) -> bool:
@@ -376,12 +384,26 @@ def warn(each: ops.MigrateOperation) -> None:
             )
 
 
-def using(each: ops.MigrateOperation) -> None:
-    """PostgreSQL reads naive timestamps in the zone of the session, which may be any."""
-    if isinstance(each, ops.AlterColumnOp):
-        before, after = each.existing_type, each.modify_type
-        if isinstance(before, DateTime) and isinstance(after, DateTime | TypeDecorator):
-            each.kw["postgresql_using"] = f"{each.column_name} AT TIME ZONE 'UTC'"
+def in_utc(operation: ops.MigrateOperation, dialect: Dialect) -> list[ops.MigrateOperation]:
+    """Say that naive timestamps are UTC: PostgreSQL takes them for the zone of the session."""
+    if dialect.name != "postgresql" or not isinstance(operation, ops.AlterColumnOp):
+        return [operation]
+    before, after = (
+        type_.load_dialect_impl(dialect) if is_foreign(type_) else type_
+        for type_ in (operation.existing_type, operation.modify_type)
+    )
+    if not isinstance(before, DateTime) or not isinstance(after, DateTime):
+        return [operation]
+    if before.timezone == after.timezone:
+        return [operation]
+    quote = dialect.identifier_preparer.quote
+    table = ".".join(quote(each) for each in (operation.schema, operation.table_name) if each)
+    column, type_ = quote(operation.column_name), after.compile(dialect=dialect)
+    sql = (
+        f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {type_} USING {column} AT TIME ZONE 'UTC'"
+    )
+    operation.modify_type = None
+    return [ops.ExecuteSQLOp(sql), *([operation] if operation.has_changes() else [])]
 
 
 OPTIONS: dict[str, Any] = {

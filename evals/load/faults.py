@@ -13,6 +13,8 @@ Kind = Literal["kill", "restart"]
 # tries again once in a second only (server_login_retry).
 MARGINS: dict[Kind, float] = {"kill": 1.0, "restart": 2.0}
 
+VICTIM_SECONDS = 30
+
 # One that is at work, if there is one: its client must hear of it. One statement, so that
 # it is still at work when it ends.
 KILL = """
@@ -50,15 +52,22 @@ def schedule(seconds: float, kill_every: float, *, restart: bool) -> list[tuple[
     return sorted(events)
 
 
-def cause(kind: Kind, cluster: PostgresCluster) -> Outage | None:
-    """Do it, and see it end; None when there was no backend to kill."""
-    began, state = time.monotonic(), ""
+def cause(kind: Kind, cluster: PostgresCluster) -> Outage:
+    """Do it, and see it end."""
     if kind == "kill":
-        victims = cluster.execute(KILL)
-        if not victims:
-            return None
-        state = str(victims[0][0])
-    else:
-        cluster.restart()
-    cluster.execute("SELECT 1")
-    return Outage(kind, began, time.monotonic(), state)
+        return _kill(cluster)
+    began = time.monotonic()
+    cluster.restart()
+    return Outage(kind, began, time.monotonic())
+
+
+def _kill(cluster: PostgresCluster) -> Outage:
+    """After a restart it may take PgBouncer a second to have one again."""
+    deadline = time.monotonic() + VICTIM_SECONDS
+    while time.monotonic() < deadline:
+        began = time.monotonic()
+        for state, ended in cluster.execute(KILL):
+            if ended:
+                return Outage("kill", began, time.monotonic(), state)
+        time.sleep(0.05)
+    raise RuntimeError(f"no backend of the app to kill within {VICTIM_SECONDS} s")

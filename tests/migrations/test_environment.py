@@ -171,6 +171,37 @@ def test_a_lock_on_the_table_is_not_waited_for_for_long(project: Project) -> Non
     assert version(project) == ["two"]
 
 
+@pytest.mark.only("postgresql")
+def test_the_statement_timeout_of_the_app_is_not_that_of_migrations(project: Project) -> None:
+    migrated(project)
+    project.execute(f"ALTER DATABASE {project.url.database} SET statement_timeout = '300ms'")
+    revise(project, "two", "first", "op.execute('SELECT pg_sleep(0.6)')")
+    project.run("alembic", "upgrade", "head")
+    assert version(project) == ["two"]
+
+
+@pytest.mark.only("postgresql")
+def test_naive_timestamps_are_read_as_utc(project: Project) -> None:
+    """PostgreSQL would take them for times in the zone of the session."""
+    models = project.folder / "app" / "models.py"
+    naive = MODELS.replace("import app.db", "from datetime import datetime\n\nimport app.db")
+    naive = naive.replace("import Field", "import DateTime, Field")
+    column = "    end: datetime | None = Field(default=None, sa_type=DateTime)\n"
+    models.write_text(naive + column)
+    migrated(project)
+    project.execute(
+        "UPDATE hero SET \"end\" = '2026-07-01 12\\:00'",
+        f"ALTER DATABASE {project.url.database} SET timezone = 'America/New_York'",
+    )
+    models.write_text(naive + column.replace(", sa_type=DateTime", ""))
+    project.run("alembic", "revision", "--autogenerate", "-m", "aware", "--rev-id", "aware")
+    assert "USING \"end\" AT TIME ZONE 'UTC'" in project.revision().replace("\\'", "'")
+    for command, where in (("upgrade head", ""), ("downgrade -1", "AT TIME ZONE 'UTC'")):
+        project.run("alembic", *command.split())
+        seconds = f'SELECT extract(epoch FROM ("end" {where}))\\:\\:bigint FROM hero'  # noqa: S608
+        assert project.execute(seconds) == [(1782907200,)], command
+
+
 # -- failures --------------------------------------------------------------------------
 
 
