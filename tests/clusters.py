@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self, TypeVar
 
 import psycopg
+import pymysql
 from psycopg.rows import dict_row
 from sqlalchemy import URL
 
@@ -38,48 +39,116 @@ HOST = "127.0.0.1"
 START_SECONDS = 60  # a loaded machine; a server that has ended is noticed at once
 
 
-# -- PostgreSQL ------------------------------------------------------------------------
+# -- what they have in common ----------------------------------------------------------
 
 StopMode = Literal["smart", "fast", "immediate"]
 
-_STOP_SIGNALS: dict[StopMode, signal.Signals] = {
-    "smart": signal.SIGTERM,  # waits for its clients
-    "fast": signal.SIGINT,  # ends them
-    "immediate": signal.SIGQUIT,  # as in a crash: recovery at the next start
-}
 
-
-class _Postgres:
-    """A PostgreSQL server of our own. Use `PostgresCluster` or `Standby`.
+class _Server:
+    """A database server of our own. Use `PostgresCluster`, `Standby` or `MariaDB`.
 
     Attributes:
         host, port: where it listens, also after a restart.
     """
 
+    stop_signals: Mapping[StopMode, signal.Signals]
+
     def __init__(self) -> None:
         self.host, self.port = HOST, free_port()
         self._cleanup = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
+        self._user: str | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as cleanup:  # also when the start is interrupted
-            self._programs, self._user = _postgres_programs()
-            self._folder = _temporary_folder(cleanup, "asm-pg-", self._user)
+            self._find()
+            self._folder = _temporary_folder(cleanup, "asm-", self._user)
             self._prepare()
             cleanup.callback(self.stop, "immediate")
             self.start()
+            self._started()
             self._cleanup = cleanup.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def _prepare(self) -> None:
+    def _find(self) -> None:
+        """Find the programs, and the user that they run as."""
         raise NotImplementedError
 
-    def url(
-        self, driver: str = "asyncpg", *, user: str = "app", database: str = "app", host: str = ""
-    ) -> URL:
+    def _prepare(self) -> None:
+        """Make the data folder."""
+        raise NotImplementedError
+
+    def _command(self) -> list[str | Path]:
+        raise NotImplementedError
+
+    def _started(self) -> None:
+        """What is left to do after the first start."""
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        log = self._folder / "log"
+        with log.open("ab") as output:
+            self._process = _popen(self._command(), self._user, self._folder, output)
+        _wait_for_start(self._process, log, lambda: self.execute("SELECT 1"))
+
+    def stop(self, mode: StopMode = "fast") -> None:
+        """End it, and wait until it has ended; once is enough.
+
+        Args:
+            mode: `smart` waits for the clients (PostgreSQL), `fast` ends them, `immediate` is
+                like a crash: the next start recovers.
+        """
+        process, self._process = self._process, None
+        if process is not None:
+            process.send_signal(self.stop_signals[mode])
+            _wait_for_end(process)
+
+    def restart(self, mode: StopMode = "fast") -> None:
+        self.stop(mode)
+        self.start()
+
+    def execute(self, statement: str) -> list[Row]:
+        """Run SQL as superuser, outside of a transaction; the rows, if it has any."""
+        raise NotImplementedError
+
+    @property
+    def log(self) -> str:
+        """What the server has written, for messages of tests that fail."""
+        return (self._folder / "log").read_text(errors="replace")
+
+    def _run(self, *command: str | Path) -> None:
+        with tempfile.TemporaryFile() as output:
+            if _popen(command, self._user, self._folder, output).wait():
+                output.seek(0)
+                text = output.read().decode(errors="replace")[-2000:]
+                raise RuntimeError(f"{Path(command[0]).name} failed:\n{text}")
+
+
+# -- PostgreSQL ------------------------------------------------------------------------
+
+
+class _Postgres(_Server):
+    stop_signals: Mapping[StopMode, signal.Signals] = {
+        "smart": signal.SIGTERM,
+        "fast": signal.SIGINT,
+        "immediate": signal.SIGQUIT,
+    }
+    _superuser_database = "app"
+
+    def _find(self) -> None:
+        self._programs, self._user = _postgres_programs()
+
+    def _command(self) -> list[str | Path]:
+        return [self._programs / "postgres", "-D", self._data, "-p", str(self.port)]
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / "data"
+
+    def url(self, driver: str = "asyncpg", *, user: str = "app", database: str = "app") -> URL:
         """A database of this server.
 
         Args:
@@ -87,36 +156,15 @@ class _Postgres:
             user: `app`, which owns its database, or the superuser `postgres`. No password.
         """
         name = f"postgresql+{driver}" if driver else "postgresql"
-        return URL.create(name, user, None, host or self.host, self.port, database)
+        return URL.create(name, user, None, self.host, self.port, database)
 
-    def start(self) -> None:
-        """Start it, and wait until it takes connections."""
-        with (self._folder / "log").open("ab") as log:
-            self._process = process = _popen(
-                [self._programs / "postgres", "-D", self._data, "-p", str(self.port)],
-                self._user,
-                self._folder,
-                log,
-            )
-        _wait_for_start(process, self._folder / "log", lambda: self.execute("SELECT 1"))
-
-    def stop(self, mode: StopMode = "fast") -> None:
-        """End it, and wait until it has ended; once is enough."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(_STOP_SIGNALS[mode])
-            _wait_for_end(process)
-
-    def restart(self, mode: StopMode = "fast") -> None:
-        self.stop(mode)
-        self.start()
-
-    def execute(self, statement: str, *, database: str = "app") -> list[Row]:
-        """Run SQL as superuser, outside of a transaction; the rows, if it has any."""
-        if database == "app" and not self._has_app:
-            database = "postgres"
+    def execute(self, statement: str) -> list[Row]:
         with psycopg.connect(
-            host=self.host, port=self.port, user="postgres", dbname=database, autocommit=True
+            host=self.host,
+            port=self.port,
+            user="postgres",
+            dbname=self._superuser_database,
+            autocommit=True,
         ) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
@@ -140,20 +188,6 @@ class _Postgres:
         for name, value in settings.items():
             self.execute(f"ALTER SYSTEM SET {name} = '{value}'")
         self.execute("SELECT pg_reload_conf()")
-
-    @property
-    def log(self) -> str:
-        """What the server has written, for messages of tests that fail."""
-        return (self._folder / "log").read_text(errors="replace")
-
-    @property
-    def _data(self) -> Path:
-        return self._folder / "data"
-
-    _has_app = True
-
-    def _run(self, program: str, *arguments: str) -> None:
-        _run([self._programs / program, *arguments], self._user, self._folder)
 
 
 class PostgresCluster(_Postgres):
@@ -179,25 +213,22 @@ class PostgresCluster(_Postgres):
             "wal_retrieve_retry_interval": "100ms",  # a standby comes back soon
             **(settings or {}),
         }
-        self._has_app = False
+        self._superuser_database = "postgres"
 
     def _prepare(self) -> None:
-        data = str(self._data)
-        self._run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        init = self._programs / "initdb"
+        self._run(
+            *(init, "-D", self._data, "-U", "postgres"),
+            *("-A", "trust", "-E", "UTF8", "--no-sync"),
+        )
         lines = [f"{name} = '{value}'\n" for name, value in self._settings.items()]
         with (self._data / "postgresql.conf").open("a") as file:
             file.writelines(lines)
 
-    def __enter__(self) -> Self:
-        super().__enter__()
-        try:
-            self.execute("CREATE ROLE app LOGIN NOSUPERUSER")
-            self.execute("CREATE DATABASE app OWNER app")
-        except BaseException:
-            self._cleanup.close()
-            raise
-        self._has_app = True
-        return self
+    def _started(self) -> None:
+        self.execute("CREATE ROLE app LOGIN NOSUPERUSER")
+        self.execute("CREATE DATABASE app OWNER app")
+        self._superuser_database = "app"
 
 
 class Standby(_Postgres):
@@ -220,7 +251,7 @@ class Standby(_Postgres):
     def _prepare(self) -> None:
         primary = f"host={self._primary.host} port={self._primary.port} user=postgres"
         self._run(
-            "pg_basebackup",
+            self._programs / "pg_basebackup",
             f"--dbname={primary} application_name={self.NAME}",
             f"--pgdata={self._data}",
             "--write-recovery-conf",
@@ -231,11 +262,9 @@ class Standby(_Postgres):
             "--no-sync",
         )
 
-    def __enter__(self) -> Self:
-        super().__enter__()
+    def _started(self) -> None:
         if self._synchronous:  # after the copy was made: a promoted standby waits for nobody
             self._primary.configure(synchronous_standby_names=self.NAME)
-        return self
 
     def __exit__(self, *_: object) -> None:
         super().__exit__()
@@ -303,6 +332,106 @@ def _postgres_programs() -> tuple[Path, str | None]:
     utils.ensure_folder_permissions(programs, 0o555)
     utils.ensure_folder_permissions(programs.parent / "lib", 0o444)
     return programs, user
+
+
+# -- MariaDB ---------------------------------------------------------------------------
+
+
+class MariaDB(_Server):
+    """A MariaDB that loses nothing: every COMMIT waits for the disk, as by default.
+
+    Args:
+        settings: more of its options, with `-` or `_`.
+
+    Users: `app` with the password `app` and all rights on the database `app`; and one that
+    may do everything, which `execute` uses.
+    """
+
+    stop_signals: Mapping[StopMode, signal.Signals] = {
+        "smart": signal.SIGTERM,
+        "fast": signal.SIGTERM,
+        "immediate": signal.SIGKILL,
+    }
+
+    def __init__(self, *, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self._settings = {
+            "bind-address": self.host,
+            "port": str(self.port),
+            "innodb-log-file-size": "16M",  # is written at the first start
+            **(settings or {}),
+        }
+
+    def _find(self) -> None:
+        path = f"{os.environ.get('PATH', '')}:/usr/sbin"
+        daemon = shutil.which("mariadbd", path=path)
+        install = shutil.which("mariadb-install-db", path=path)
+        if daemon is None or install is None:
+            raise Unavailable("no mariadbd: install it (apt install mariadb-server)")
+        self._daemon, self._install = daemon, install
+
+    def _options(self) -> list[str]:
+        as_root = ["--user=root"] if os.geteuid() == 0 else []
+        options = [f"--{name}={value}" for name, value in self._settings.items()]
+        return ["--no-defaults", f"--datadir={self._folder / 'data'}", *options, *as_root]
+
+    def _prepare(self) -> None:
+        self._run(self._install, "--skip-test-db", *self._options())
+        (self._folder / "init.sql").write_text(  # one statement a line
+            "CREATE USER IF NOT EXISTS admin@localhost IDENTIFIED BY 'admin';\n"
+            "GRANT ALL ON *.* TO admin@localhost;\n"
+            "CREATE USER IF NOT EXISTS app@localhost IDENTIFIED BY 'app';\n"
+            "GRANT ALL ON app.* TO app@localhost;\n"
+            "CREATE DATABASE IF NOT EXISTS app CHARACTER SET utf8mb4;\n"
+        )
+
+    def _command(self) -> list[str | Path]:
+        files = [f"--{name}={self._folder / name}" for name in ("socket", "pid-file")]
+        init = f"--init-file={self._folder / 'init.sql'}"
+        return [self._daemon, *self._options(), *files, init]
+
+    def url(self, driver: str = "aiomysql") -> URL:
+        """The database `app`; `driver` is `aiomysql` or `asyncmy`."""
+        return URL.create(f"mysql+{driver}", "app", "app", self.host, self.port, "app")
+
+    def execute(self, statement: str) -> list[Row]:
+        with (
+            pymysql.connect(
+                host=self.host,
+                port=self.port,
+                user="admin",
+                password="admin",
+                database="app",
+                autocommit=True,
+            ) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(statement)
+            return list(cursor.fetchall())
+
+    def backends(self, where: str = "user = 'app'") -> int:
+        """How many clients are connected; `where` is a condition on the process list."""
+        return len(self._clients(where))
+
+    def kill_backends(self, where: str = "user = 'app'") -> int:
+        """End those connections, and wait until they are gone; how many it were."""
+        killed = self._clients(where)
+        for number in killed:
+            with suppress(pymysql.err.OperationalError):  # it has ended by itself
+                self.execute(f"KILL {number}")
+        deadline = time.monotonic() + 10
+        while set(killed) & set(self._clients("TRUE")):
+            if time.monotonic() > deadline:
+                raise RuntimeError("killed connections are still there after 10 s")
+            time.sleep(0.01)
+        return len(killed)
+
+    def _clients(self, where: str) -> list[int]:
+        rows = self.execute(
+            f"SELECT id FROM information_schema.processlist"  # noqa: S608
+            f" WHERE user <> 'system user' AND id <> CONNECTION_ID() AND ({where})"
+        )
+        return [number for (number,) in rows]
 
 
 # -- PgBouncer -------------------------------------------------------------------------
@@ -634,20 +763,12 @@ def _popen(
     )
 
 
-def _run(command: Sequence[str | Path], user: str | None, folder: Path) -> None:
-    with tempfile.TemporaryFile() as output:
-        if _popen(command, user, folder, output).wait():
-            output.seek(0)
-            text = output.read().decode(errors="replace")[-2000:]
-            raise RuntimeError(f"{Path(command[0]).name} failed:\n{text}")
-
-
 def _wait_for_start(process: subprocess.Popen[bytes], log: Path, ask: Callable[[], object]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             ask()
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, pymysql.err.OperationalError) as error:
             if process.poll() is not None or time.monotonic() > deadline:
                 text = log.read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"the server did not start: {error}\n{text}") from None

@@ -78,9 +78,13 @@ async def _time_limit(connection: HTTPConnection, database: Database) -> AsyncGe
         Unavailable: the time is over. Was it at COMMIT, it may have been stored.
     """
     seconds = database.settings.request_timeout
-    limit = asyncio.timeout(seconds if connection.scope["type"] == "http" else None)
+    limited = connection.scope["type"] == "http"
+    limit = asyncio.timeout(seconds if limited else None)
+    # A driver that is cancelled tells the server so, psycopg for up to 10 s; at the second
+    # time it hangs up.
+    at_once = asyncio.timeout(seconds + 1 if limited else None)
     try:
-        async with limit:
+        async with at_once, limit:
             yield
     except TimeoutError as error:
         if limit.expired():
