@@ -66,7 +66,7 @@ PLACEHOLDERS = {
 LAYER_DEPENDENCIES = ("fastapi>=0.121", "sqlmodel[asyncio]>=0.0.45", "pydantic-settings>=2.7")
 """What `app/db` imports, a driver aside; a test compares it with the example's pyproject.toml."""
 
-MIGRATION_DEPENDENCIES = ("alembic>=1.20",)
+MIGRATION_DEPENDENCIES: tuple[str, ...] = ("alembic>=1.20",)
 ENUM_DEPENDENCIES = ("alembic-postgresql-enum>=1.11",)
 """What `migrations/env.py` imports besides; the second one on PostgreSQL, for its ENUM types."""
 

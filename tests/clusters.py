@@ -482,9 +482,7 @@ class PgBouncer:
         self._cleanup = ExitStack()
 
     def __enter__(self) -> Self:
-        program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-        if program is None:
-            raise Unavailable("no pgbouncer: install it (apt install pgbouncer)")
+        program = self._program()
         with ExitStack() as cleanup:
             user = self._user()
             folder = _temporary_folder(cleanup, "asm-pgb-", user)
@@ -499,6 +497,19 @@ class PgBouncer:
 
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
+
+    @classmethod
+    def version(cls) -> tuple[int, ...]:
+        """That of the installed one, e.g. `(1, 18, 0)`. Raises Unavailable."""
+        said = subprocess.run([cls._program(), "--version"], capture_output=True, text=True)
+        return tuple(int(part) for part in said.stdout.split()[1].split(".")[:3])
+
+    @staticmethod
+    def _program() -> str:
+        program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        if program is None:
+            raise Unavailable("no pgbouncer: install it (apt install pgbouncer)")
+        return program
 
     def url(self, driver: str = "asyncpg", *, database: str | None = None) -> URL:
         """The target's database, or another one of its server, through PgBouncer."""
