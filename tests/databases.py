@@ -217,9 +217,19 @@ def _start_mariadb(cleanup: ExitStack) -> URL:
     )
     log = folder / "log"
     data = folder / "data"
+    # Each server that starts removes the temporary tables of all that share its folder.
+    temporary = folder / "tmp"
+    temporary.mkdir()
     with log.open("wb") as output:
         subprocess.run(
-            [install, "--no-defaults", f"--datadir={data}", "--skip-test-db", *user],
+            [
+                install,
+                "--no-defaults",
+                f"--datadir={data}",
+                "--skip-test-db",
+                f"--tmpdir={temporary}",
+                *user,
+            ],
             check=True,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -229,6 +239,7 @@ def _start_mariadb(cleanup: ExitStack) -> URL:
                 daemon,
                 "--no-defaults",
                 f"--datadir={data}",
+                f"--tmpdir={temporary}",
                 f"--socket={folder / 'socket'}",
                 f"--pid-file={folder / 'pid'}",
                 f"--port={port}",

@@ -207,7 +207,10 @@ def migrate(connection: Connection) -> None:
         **OPTIONS,
     )
     with foreign_keys_off(connection) if sqlite else nullcontext(), context.begin_transaction():
+        before = not_reflected(connection)
         context.run_migrations()
+        for kind, name, table in sorted(before - not_reflected(connection)):
+            log.warning("%s %s of table %s is gone: make it again, where it was", kind, name, table)
 
 
 @contextmanager
@@ -233,6 +236,17 @@ def foreign_keys_off(connection: Connection) -> Generator[None]:
         yield
     finally:
         pragma("= ON")
+
+
+def not_reflected(connection: Connection) -> set[tuple[str, ...]]:
+    """What SQLite's tables lose without a word when batch mode makes them anew."""
+    if connection.dialect.name != "sqlite":
+        return set()
+    rows = connection.exec_driver_sql(
+        "SELECT type, name, tbl_name FROM sqlite_schema AS s WHERE type = 'trigger' "
+        "OR EXISTS (SELECT 1 FROM pragma_index_info(s.name) WHERE cid = -2)"  # an expression
+    )
+    return {tuple(row) for row in rows}
 
 
 def check_foreign_keys(

@@ -239,10 +239,25 @@ def test_sqlite_keeps_child_rows_and_foreign_keys(project: Project) -> None:
     assert project.execute("SELECT name, team_id FROM hero") == [("Deadpond", 1)]
     assert project.execute("PRAGMA foreign_key_check") == []
 
-    revise(project, "three", "two", "op.execute('DELETE FROM team')")
+    project.execute(
+        "CREATE TRIGGER t AFTER INSERT ON team BEGIN SELECT 1; END",
+        "CREATE INDEX ix_lower ON team (lower(name))",
+        "CREATE INDEX ix_name ON team (name)",
+    )
+    alter = """
+    with op.batch_alter_table("team", recreate="always"):
+        pass
+    """
+    revise(project, "more", "two", alter)
+    output = project.run("alembic", "upgrade", "head")
+    assert "trigger t of table team is gone" in output
+    assert "index ix_lower of table team is gone" in output
+    assert "ix_name" not in output
+
+    revise(project, "three", "more", "op.execute('DELETE FROM team')")
     output = fails(project, "alembic", "upgrade", "head")
     assert "revision three: 1 rows refer to rows that are not there" in output
-    assert version(project) == ["two"]
+    assert version(project) == ["more"]
     assert project.execute("SELECT name FROM team") == [("Preventers",)]
 
 

@@ -218,8 +218,10 @@ _TRANSIENT_MYSQL = {
     3572: "lock not free",  # NOWAIT on MySQL
 }
 _UNAVAILABLE_MYSQL = {
+    1021: "out of resources",  # disk full
     1040: "no connection",  # too many
     1053: "connection lost",  # shutdown
+    1114: "out of resources",  # disk or table space full
     1203: "no connection",  # too many of this user
     1317: "statement cancelled",  # KILL QUERY
     1927: "connection lost",  # KILL, MariaDB
@@ -233,6 +235,7 @@ _UNAVAILABLE_MYSQL = {
     4031: "connection lost",  # idle for too long, MySQL
 }
 _TRANSIENT_SQLITE = ("SQLITE_BUSY", "SQLITE_LOCKED")  # and SQLITE_BUSY_SNAPSHOT etc.
+_UNAVAILABLE_SQLITE = {"SQLITE_FULL": "out of resources"}  # disk full
 
 
 def _unavailable(reason: str) -> Unavailable:
@@ -255,6 +258,7 @@ def _obstacle(error: Exception) -> Unavailable | None:
         transient = _TRANSIENT_SQLSTATE.get(state)
         reason = _UNAVAILABLE_SQLSTATE.get(state) or _UNAVAILABLE_CLASS.get(state[:2])
         name = getattr(cause, "sqlite_errorname", None) or ""
+        reason = reason or _UNAVAILABLE_SQLITE.get(name)
         if name.startswith(_TRANSIENT_SQLITE):
             transient = "database is locked"
     if transient:
