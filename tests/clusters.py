@@ -49,6 +49,7 @@ class _Server:
 
     Attributes:
         host, port: where it listens, also after a restart.
+        user: who it runs as; None for who started it.
     """
 
     stop_signals: Mapping[StopMode, signal.Signals]
@@ -57,12 +58,12 @@ class _Server:
         self.host, self.port = HOST, free_port()
         self._cleanup = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
-        self._user: str | None = None
+        self.user: str | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as cleanup:  # also when the start is interrupted
             self._find()
-            self._folder = _temporary_folder(cleanup, "asm-", self._user)
+            self._folder = _temporary_folder(cleanup, "asm-", self.user)
             self._prepare()
             cleanup.callback(self.stop, "immediate")
             self.start()
@@ -91,7 +92,7 @@ class _Server:
         """Start it, and wait until it takes connections."""
         log = self._folder / "log"
         with log.open("ab") as output:
-            self._process = _popen(self._command(), self._user, self._folder, output)
+            self._process = _popen(self._command(), self.user, self._folder, output)
         _wait_for_start(self._process, log, lambda: self.execute("SELECT 1"))
 
     def stop(self, mode: StopMode = "fast") -> None:
@@ -121,7 +122,7 @@ class _Server:
 
     def _run(self, *command: str | Path) -> None:
         with tempfile.TemporaryFile() as output:
-            if _popen(command, self._user, self._folder, output).wait():
+            if _popen(command, self.user, self._folder, output).wait():
                 output.seek(0)
                 text = output.read().decode(errors="replace")[-2000:]
                 raise RuntimeError(f"{Path(command[0]).name} failed:\n{text}")
@@ -139,7 +140,7 @@ class _Postgres(_Server):
     _superuser_database = "app"
 
     def _find(self) -> None:
-        self._programs, self._user = _postgres_programs()
+        self._programs, self.user = _postgres_programs()
 
     def _command(self) -> list[str | Path]:
         return [self._programs / "postgres", "-D", self._data, "-p", str(self.port)]
@@ -343,6 +344,9 @@ class MariaDB(_Server):
     Args:
         settings: more of its options, with `-` or `_`.
 
+    Attributes:
+        settings: all of them; changes hold from the next start on.
+
     Users: `app` with the password `app` and all rights on the database `app`; and one that
     may do everything, which `execute` uses.
     """
@@ -355,7 +359,7 @@ class MariaDB(_Server):
 
     def __init__(self, *, settings: Mapping[str, str] | None = None) -> None:
         super().__init__()
-        self._settings = {
+        self.settings = {
             "bind-address": self.host,
             "port": str(self.port),
             "innodb-log-file-size": "16M",  # is written at the first start
@@ -372,10 +376,13 @@ class MariaDB(_Server):
 
     def _options(self) -> list[str]:
         as_root = ["--user=root"] if os.geteuid() == 0 else []
-        options = [f"--{name}={value}" for name, value in self._settings.items()]
-        return ["--no-defaults", f"--datadir={self._folder / 'data'}", *options, *as_root]
+        options = [f"--{name}={value}" for name, value in self.settings.items()]
+        # Each one that starts removes the temporary tables of all that share this folder.
+        folders = [f"--datadir={self._folder / 'data'}", f"--tmpdir={self._folder / 'tmp'}"]
+        return ["--no-defaults", *folders, *options, *as_root]
 
     def _prepare(self) -> None:
+        (self._folder / "tmp").mkdir()
         self._run(self._install, "--skip-test-db", *self._options())
         (self._folder / "init.sql").write_text(  # one statement a line
             "CREATE USER IF NOT EXISTS admin@localhost IDENTIFIED BY 'admin';\n"
@@ -432,6 +439,9 @@ class MariaDB(_Server):
             f" WHERE user <> 'system user' AND id <> CONNECTION_ID() AND ({where})"
         )
         return [number for (number,) in rows]
+
+
+Server = PostgresCluster | MariaDB
 
 
 # -- PgBouncer -------------------------------------------------------------------------
