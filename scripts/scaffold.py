@@ -476,7 +476,8 @@ async def create_hero(data: HeroCreate, session: SessionDep) -> HeroPublic: ..."
 
 
 MIGRATION_STEPS = """\
-Migrations, in place of tables at start (delete what DATABASE_CREATE_TABLES has made):
+Migrations, in place of tables at start. Rows that matter: references/revision-history.md of the
+skill, "Tables that exist". Else delete what DATABASE_CREATE_TABLES has made, and:
 DATABASE_CREATE_TABLES=false  # in .env
 alembic revision --autogenerate -m "first tables"
 alembic upgrade head"""

@@ -36,6 +36,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.expression import ClauseElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 from sqlmodel import SQLModel
@@ -107,8 +109,10 @@ def run() -> None:
 def in_own_loop(main: Coroutine[Any, Any, None]) -> None:
     """`asyncio.run`, also where a loop runs already: that one waits meanwhile."""
     try:
-        asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
     except RuntimeError:
+        loop = None
+    if loop is None:
         asyncio.run(main)
     else:
         with ThreadPoolExecutor(1) as thread:
@@ -137,20 +141,20 @@ def changes_versions() -> bool:
 
 @asynccontextmanager
 async def alone(database: Database) -> AsyncGenerator[None]:
-    """Let one process at a time migrate this database; SQLite has its write lock for that.
+    """Let one process at a time migrate this database.
 
-    The lock has a connection for itself, and one transaction: a pooler may give each
-    transaction another server connection. Who has to wait asks again and again: a statement
-    that waits has a snapshot, and CREATE INDEX CONCURRENTLY waits until that is gone.
+    SQLite has its write lock for that: wait until it is free. Elsewhere the lock has a
+    connection for itself, and one transaction: a pooler may give each transaction another
+    server connection. Who has to wait asks again and again: a statement that waits has a
+    snapshot, and CREATE INDEX CONCURRENTLY waits until that is gone.
 
     Raises:
         CommandError: another one had it for longer than `WAIT_FOR_OTHERS`.
     """
     name = database.engine.dialect.name
-    if name == "sqlite":
-        yield
-        return
-    if name == "postgresql":  # for this database, until the transaction ends
+    if name == "sqlite":  # BEGIN IMMEDIATE, for which the layer waits up to 5 s each time
+        lock, endure = "SELECT 1", None
+    elif name == "postgresql":  # for this database, until the transaction ends
         lock = f"SELECT pg_try_advisory_xact_lock({zlib.crc32(b'alembic')})"
         endure = "SET LOCAL idle_in_transaction_session_timeout = 0"
     else:  # for the server, until the connection ends
@@ -159,16 +163,31 @@ async def alone(database: Database) -> AsyncGenerator[None]:
         endure = "SET SESSION wait_timeout = 86400"
     async with database.engine.connect() as connection:
         start = time.monotonic()
-        while not await connection.scalar(text(lock)):
+        told = False
+        while not await is_free(connection, lock):
             await connection.rollback()
             waited = time.monotonic() - start
             if waited > WAIT_FOR_OTHERS:
                 raise CommandError(f"another process has been migrating for {waited:.0f} s")
-            if waited < PAUSE:
+            if not told:
                 log.info("another process is migrating this database: waiting")
+            told = True
             await asyncio.sleep(PAUSE)
-        await connection.execute(text(endure))
+        if endure:
+            await connection.execute(text(endure))
+        else:
+            await connection.rollback()  # what migrates is on another connection
         yield
+
+
+async def is_free(connection: AsyncConnection, lock: str) -> bool:
+    """Whether this transaction has got the lock."""
+    try:
+        return bool(await connection.scalar(text(lock)))
+    except OperationalError as error:
+        if "database is locked" in str(error):  # SQLite
+            return False
+        raise
 
 
 def limit_waiting(connection: Connection) -> None:

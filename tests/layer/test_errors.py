@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import text
+from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError, MissingGreenlet, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlmodel import SQLModel, select
@@ -376,6 +376,36 @@ async def test_cancelled_statement(db: Database, driver: str, who: str) -> None:
     with pytest.raises(Unavailable) as caught:
         await waiting
     is_conflict_free(caught.value, Unavailable, "statement cancelled")
+
+
+@pytest.mark.only("postgresql")
+async def test_a_table_that_was_altered(db: Database, url: URL) -> None:
+    """The drivers have prepared for other columns: `run_transaction` gets through."""
+
+    async def read(session: AsyncSession) -> object:
+        return await sql(session, "SELECT * FROM altered")
+
+    async with Database(url) as other:
+
+        async def alter(statement: str) -> None:
+            async with other.session() as session:
+                await sql(session, statement)
+
+        await alter("CREATE TABLE altered (id INTEGER)")
+        try:
+            for _ in range(8):  # psycopg prepares at the fifth
+                await db.run_transaction(read)
+            await alter("ALTER TABLE altered ALTER id TYPE bigint")
+            with pytest.raises(TransientError, match="the table was altered"):
+                async with db.session() as session:
+                    await read(session)
+            await alter("ALTER TABLE altered ALTER id TYPE integer")
+            for _ in range(8):
+                await db.run_transaction(read)
+            await alter("ALTER TABLE altered ALTER id TYPE bigint")
+            assert await db.run_transaction(read) is None  # no rows, and no error
+        finally:
+            await alter("DROP TABLE altered")
 
 
 @pytest.mark.only("postgresql")

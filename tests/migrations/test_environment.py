@@ -118,6 +118,17 @@ def test_sixteen_processes_at_once(project: Project) -> None:
     assert version(project) == ["four"]
 
 
+@pytest.mark.only("sqlite")
+def test_a_long_migration_of_sqlite_is_waited_for(project: Project) -> None:
+    """Longer than the 5 s that a statement waits for the write lock."""
+    migrated(project)
+    revise(project, "two", "first", "import time\ntime.sleep(7)")
+    processes = [project.start("-m", "alembic", "upgrade", "head") for _ in range(4)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, "\n".join(outputs)
+    assert sum("Running upgrade" in output for output in outputs) == 1
+
+
 @pytest.mark.only("postgresql")
 def test_who_waits_does_not_stop_a_concurrent_index(project: Project) -> None:
     """CREATE INDEX CONCURRENTLY waits for every snapshot; two processes must not deadlock."""

@@ -23,7 +23,7 @@ What is none of these, e.g. a mistake in the SQL, stays what SQLAlchemy raises.
 
 import re
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from traceback import walk_tb
 from typing import Any
 
@@ -256,6 +256,8 @@ def _obstacle(error: Exception) -> Unavailable | None:
     else:
         state = getattr(cause, "sqlstate", None) or ""
         transient = _TRANSIENT_SQLSTATE.get(state)
+        if re.search(r"cached (statement )?plan", str(cause)):
+            transient = "the table was altered"  # PostgreSQL's drivers prepare anew after it
         reason = _UNAVAILABLE_SQLSTATE.get(state) or _UNAVAILABLE_CLASS.get(state[:2])
         name = getattr(cause, "sqlite_errorname", None) or ""
         reason = reason or _UNAVAILABLE_SQLITE.get(name)
@@ -363,9 +365,10 @@ def _driver_exception(error: Exception) -> BaseException:
     SQLAlchemy 2.1 has `driver_exception`; in 2.0 asyncpg's own exception is the
     `__cause__` of the one that SQLAlchemy emulates.
     """
-    direct = getattr(error, "driver_exception", None)
-    if isinstance(direct, BaseException):
-        return direct
+    with suppress(ValueError):  # of 2.1.9, which has none for a cached statement
+        direct = getattr(error, "driver_exception", None)
+        if isinstance(direct, BaseException):
+            return direct
     origin = getattr(error, "orig", None) or error
     emulated = type(origin).__module__.startswith("sqlalchemy.")
     return (emulated and origin.__cause__) or origin
