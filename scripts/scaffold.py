@@ -1180,6 +1180,7 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("directory", metavar="DIR", type=Path)
     shared.add_argument("--dry-run", action="store_true", help="check and report; write nothing")
     shared.add_argument("--force", action="store_true", help="overwrite files that differ")
+    shared.add_argument("--migrations", action="store_true", help="Alembic; `new` always has it")
     shared.add_argument("--json", action="store_true", help="report as one JSON object")
 
     command = commands.add_parser("new", parents=[shared], description="Start a new app in DIR.")
@@ -1194,7 +1195,6 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=new)
     command = commands.add_parser("add", parents=[shared], description="Lay the layer into DIR.")
     command.add_argument("--package", metavar="PKG", help="e.g. app, shop.core, src/shop")
-    command.add_argument("--migrations", action="store_true", help="Alembic as well")
     command.set_defaults(run=add)
     return top
 

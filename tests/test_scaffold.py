@@ -572,6 +572,13 @@ def test_add_migrations_leaves_a_layer_alone_that_is_there(tmp_path: Path) -> No
     assert changed.read_text() == "# mine"
 
 
+def test_new_takes_the_option_that_it_does_not_need(tmp_path: Path) -> None:
+    with_option = scaffold("new", tmp_path / "a", "--migrations", "--json").report["created"]
+    without = scaffold("new", tmp_path / "b", "--json").report["created"]
+    assert with_option == without
+    assert "migrations/env.py" in without
+
+
 @pytest.mark.parametrize(
     ("dependencies", "missing"),
     [

@@ -52,6 +52,9 @@ ResultT = TypeVar("ResultT")
 
 IsolationLevel = Literal["READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
+CLOSE_TIMEOUT = 5
+"""Seconds in which the connections of a pool have to be closed."""
+
 DRIVERS: dict[str, tuple[str, ...]] = {
     "sqlite": ("aiosqlite",),
     "postgresql": ("asyncpg", "psycopg"),
@@ -442,9 +445,17 @@ class Database:
         await self.close()
 
     async def close(self) -> None:
-        """Close every pooled connection. A later session would open new ones."""
-        await self.engine.dispose()
-        await self.read_engine.dispose()  # the same pool, or the standby's
+        """Close every pooled connection. A later session would open new ones.
+
+        A peer that does not say goodbye within `CLOSE_TIMEOUT` keeps nobody: its connections
+        are left to the end of the process.
+        """
+        for engine in (self.engine, self.read_engine):  # one pool, or the standby's as well
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await engine.dispose()
+            except TimeoutError:
+                await engine.dispose(close=False)
 
     @asynccontextmanager
     async def session(
