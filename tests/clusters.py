@@ -594,7 +594,7 @@ class Proxy:
         self.host, self.port = HOST, free_port()
         self._target = target_host, target_port
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
@@ -611,6 +611,9 @@ class Proxy:
         self._do(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def _run(self) -> None:
+        self._loop.run_forever()
         self._loop.run_until_complete(asyncio.sleep(0))  # sockets that were closed just now
         self._loop.close()
 
