@@ -891,6 +891,10 @@ async def test_an_index_finds_the_place_of_a_cursor(
     store: Database, order_by: Any, index: str, condition: str
 ) -> None:
     async with store.session() as session:
+        connection = await session.connection()
+        # An index that is built where updated rows are not yet swept out (autoanalyze holds
+        # them) is no use to its own transaction: this one gets an empty file.
+        await connection.exec_driver_sql("TRUNCATE pagedbook CASCADE")
         await session.exec(
             insert(SQLModel.metadata.tables["pagedbook"]),
             params=[
@@ -898,7 +902,6 @@ async def test_an_index_finds_the_place_of_a_cursor(
                 for n in range(3000)
             ],
         )
-        connection = await session.connection()
         await connection.exec_driver_sql(f"CREATE INDEX paged_ix ON pagedbook ({index})")
         await connection.exec_driver_sql("ANALYZE pagedbook")
         await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
