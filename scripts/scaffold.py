@@ -360,12 +360,13 @@ def missing_dependencies(directory: Path, migrations: bool) -> list[str]:
     greenlet = "greenlet" in named or "asyncio" in named.get("sqlmodel", "") + named.get(
         "sqlalchemy", ""
     )
+
+    def lacks(requirement: str) -> bool:
+        text = named.get(_distribution(requirement))
+        return text is None or _too_old(text, requirement)
+
     missing = [
-        each
-        for each in LAYER_DEPENDENCIES
-        if _distribution(each) not in named
-        or ("asyncio" in each and not greenlet)
-        or _too_old(named[_distribution(each)], each)
+        each for each in LAYER_DEPENDENCIES if lacks(each) or ("asyncio" in each and not greenlet)
     ]
     if not any(driver in named for driver in DRIVER_DEPENDENCIES):
         missing += DRIVER_DEPENDENCIES["aiosqlite"]
@@ -373,11 +374,7 @@ def missing_dependencies(directory: Path, migrations: bool) -> list[str]:
         wanted = MIGRATION_DEPENDENCIES
         if any(driver in named for driver in DRIVERS["postgresql"]):
             wanted += ENUM_DEPENDENCIES
-        missing += [
-            each
-            for each in wanted
-            if _distribution(each) not in named or _too_old(named[_distribution(each)], each)
-        ]
+        missing += filter(lacks, wanted)
     return missing
 
 
@@ -444,11 +441,11 @@ def _install_command(directory: Path, requirements: list[str]) -> str:
     return f"{tool} {' '.join(shlex.quote(each) for each in requirements)}"
 
 
+TABLES_STEP = "\nDATABASE_CREATE_TABLES=true  # while you develop; then migrations"
 ADD_STEPS = (
     """\
 Settings: in .env, or in the environment (postgresql+asyncpg://..., mysql+aiomysql://...):
-DATABASE_URL={url}
-DATABASE_CREATE_TABLES=true  # while you develop; then migrations""",
+DATABASE_URL={url}{tables}""",
     """\
 Lifespan, where the app is made:
 from collections.abc import AsyncGenerator
@@ -526,8 +523,19 @@ def add(run: "Run") -> None:
         )
     package = find_package(directory, run.args.package)
     target = package.path / "db"
-    missing = missing_dependencies(directory, run.args.migrations)
-    steps = [each.format(package=package.name, url=SQLITE_URL) for each in ADD_STEPS]
+    migrations: bool = run.args.migrations
+    has_layer = migrations and (directory / target / "__init__.py").is_file()
+    missing = missing_dependencies(directory, migrations)
+    tables = "" if migrations else TABLES_STEP
+    steps = (
+        []
+        if has_layer
+        else [
+            each.format(package=package.name, url=SQLITE_URL, tables=tables) for each in ADD_STEPS
+        ]
+    )
+    if migrations:
+        steps.append(MIGRATION_STEPS)
     if missing:
         steps.insert(0, f"Install what is missing: {_install_command(directory, missing)}")
     run.report |= {
@@ -536,14 +544,9 @@ def add(run: "Run") -> None:
         "dependencies_missing": missing,
         "next": steps,
     }
-    files = [*package.new_inits, *_source(LAYER, target)]
-    if run.args.migrations:
-        if (directory / target / "__init__.py").is_file():
-            files = []
-            steps[:] = steps[:1] if missing else []
-        steps[:] = [re.sub(r"\nDATABASE_CREATE_TABLES=.*", "", each) for each in steps]
+    files = [] if has_layer else [*package.new_inits, *_source(LAYER, target)]
+    if migrations:
         files += migration_files(directory, package)
-        steps.append(MIGRATION_STEPS)
     run.lay(make_plan(directory, files))
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psycopg
 import pymysql
+import pytest
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -126,6 +127,15 @@ class Servers:
         else:
             _mysql(server, f"CREATE DATABASE `{name}` CHARACTER SET utf8mb4")
         return server.set(drivername=drivername, database=name)
+
+    def create_for_test(self, database: str, folder: Path, driver: str | None = None) -> URL:
+        """As `create`; without a server the test is skipped, or fails where one is required."""
+        try:
+            return self.create(database, folder, driver)
+        except Unavailable as error:
+            if database in required():
+                pytest.fail(str(error))
+            pytest.skip(str(error))
 
     def drop(self, url: URL) -> None:
         """Drop what `create` made. SQLite's file goes with its folder."""

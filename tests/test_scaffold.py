@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL
 
-from tests.databases import DRIVERS, Servers, Unavailable, required
+from tests.databases import DRIVERS, Servers
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "scaffold.py"
@@ -744,18 +743,9 @@ def test_new_wants_an_empty_folder(tmp_path: Path) -> None:
 # -- the proof -------------------------------------------------------------------------
 
 
-def create(servers: Servers, database: str, folder: Path, driver: str) -> URL:
-    try:
-        return servers.create(database, folder, driver)
-    except Unavailable as error:
-        if database in required():
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-
-
 @EVERY_DRIVER
 def test_prove(servers: Servers, tmp_path: Path, family: str, driver: str) -> None:
-    url = create(servers, family, tmp_path, driver)
+    url = servers.create_for_test(family, tmp_path, driver)
     text = url.render_as_string(hide_password=False)
     try:
         for _ in range(2):  # also on a database that has been proven before
@@ -775,7 +765,7 @@ def test_prove(servers: Servers, tmp_path: Path, family: str, driver: str) -> No
 
 
 def test_prove_with_the_url_of_the_environment(servers: Servers, tmp_path: Path) -> None:
-    url = create(servers, "postgresql", tmp_path, "asyncpg")
+    url = servers.create_for_test("postgresql", tmp_path, "asyncpg")
     text = url.render_as_string(hide_password=False)
     try:
         arguments = ["--database", "postgresql", *PROOF]

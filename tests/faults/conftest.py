@@ -14,6 +14,7 @@ import pytest
 
 from tests.clusters import MariaDB, PostgresCluster, Server
 from tests.databases import Unavailable, required
+from tests.mdtest.plugin import wanted
 
 HERE = Path(__file__).parent
 SECONDS = 150  # for one test; PATIENCE for one step is shorter, and says more
@@ -40,8 +41,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with a `driver` argument runs once on each: with `server` all, else PostgreSQL's."""
-    chosen = str(metafunc.config.getoption("--databases")).split(",")
-    drivers = [driver for driver, database in DRIVERS.items() if database in chosen]
+    databases = wanted(metafunc)
+    drivers = [driver for driver, database in DRIVERS.items() if database in databases]
     names = metafunc.fixturenames
     if "mysql_driver" in names:
         metafunc.parametrize("mysql_driver", [each for each in drivers if DRIVERS[each] == "mysql"])

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, event, text
 
-from tests.databases import DRIVERS, Servers, Unavailable, required
+from tests.databases import DRIVERS, Servers
+from tests.mdtest.plugin import wanted
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "assets" / "example"))
@@ -26,21 +27,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests with a `driver` argument run once on each driver of the chosen databases."""
     if "driver" not in metafunc.fixturenames:
         return
-    chosen = str(metafunc.config.getoption("--databases")).split(",")
-    only = metafunc.definition.get_closest_marker("only")
+    databases = wanted(metafunc)
     metafunc.parametrize(
         "driver",
         [
             pytest.param(f"{database}-{driver}", marks=getattr(pytest.mark, database))
             for database, drivers in DRIVERS.items()
-            if database in chosen and (only is None or database in only.args)
+            if database in databases
             for driver in drivers
         ],
     )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "only(*databases): the test is about these databases")
 
 
 @pytest.fixture
@@ -62,12 +58,7 @@ def empty(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
     def make(driver: str) -> URL:
         database, _, name = driver.partition("-")
-        try:
-            return servers.create(database, tmp_path_factory.mktemp("db"), name)
-        except Unavailable as error:
-            if database in required():
-                raise
-            pytest.skip(str(error))
+        return servers.create_for_test(database, tmp_path_factory.mktemp("db"), name)
 
     return make
 

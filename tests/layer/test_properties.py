@@ -45,6 +45,7 @@ from app.db.base import SoftDeleteMixin, VersionMixin
 from app.db.errors import NotFound, ServiceError, StaleData, UniqueViolation
 from app.db.filters import Filter, and_, build_filters, not_, or_
 from tests.databases import DRIVERS
+from tests.mdtest.plugin import wanted
 
 SEARCH = os.environ.get("HYPOTHESIS_PROFILE") == "search"
 T = TypeVar("T")
@@ -227,11 +228,11 @@ class World:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One driver per database; all of them when searching."""
-    chosen = str(metafunc.config.getoption("--databases")).split(",")
+    databases = wanted(metafunc)
     drivers = [
         pytest.param(f"{database}-{driver}", marks=getattr(pytest.mark, database))
         for database, known in DRIVERS.items()
-        if database in chosen
+        if database in databases
         for driver in (known if SEARCH else known[:1])
     ]
     metafunc.parametrize("world", drivers, indirect=True, scope="module")
@@ -826,15 +827,15 @@ def test_pages(
         total, size = len(expected), sizes[0]
         for offset in range(0, total + size + 1, size):  # also past the end
             rest = expected[offset:]
-            for wanted in (True, False, sizes[-1]):
+            for count in (True, False, sizes[-1]):
                 page = await service.page(
-                    *filters, order_by=order, limit=size, offset=offset, total=wanted
+                    *filters, order_by=order, limit=size, offset=offset, total=count
                 )
                 assert ids(page.items) == rest[:size]
                 assert page.has_more is (len(rest) > size)
-                known = None if wanted is False else total
-                if not isinstance(wanted, bool):  # it counts up to there
-                    known = min(total, wanted)
+                known = None if count is False else total
+                if not isinstance(count, bool):  # it counts up to there
+                    known = min(total, count)
                 assert page.total == known
 
     async def by_cursor(service: Any, filters: list[Filter]) -> None:

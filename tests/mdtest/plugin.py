@@ -120,7 +120,14 @@ def servers(pytestconfig: pytest.Config) -> Servers:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests with a `database` argument run once on each database."""
     if "database" in metafunc.fixturenames:
-        metafunc.parametrize("database", _chosen(metafunc.config))
+        metafunc.parametrize("database", wanted(metafunc))
+
+
+def wanted(metafunc: pytest.Metafunc) -> list[str]:
+    """The chosen databases, without those that `@pytest.mark.only("mysql")` leaves out."""
+    only = metafunc.definition.get_closest_marker("only")
+    chosen = _chosen(metafunc.config)
+    return [each for each in chosen if only is None or each in only.args]
 
 
 def _chosen(config: pytest.Config) -> list[str]:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy import URL, Connection, inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -21,6 +22,7 @@ from tests.databases import DATABASES, Servers
 
 SCAFFOLD = Path(__file__).parents[2] / "scripts" / "scaffold.py"
 Say = Callable[[str], None]
+ResultT = TypeVar("ResultT")
 
 FIRST_EDIT = (
     "class Hero(HeroBase, table=True):\n",
@@ -140,17 +142,11 @@ class Project:
     def execute(self, *statements: str) -> list[Sequence[object]]:
         """Run SQL in one transaction; the rows of the last statement."""
 
-        async def run() -> list[Sequence[object]]:
-            engine = create_async_engine(self.url)
-            try:
-                async with engine.begin() as connection:
-                    results = [await connection.execute(text(each)) for each in statements]
-                    last = results[-1]
-                    return [tuple(row) for row in last] if last.returns_rows else []
-            finally:
-                await engine.dispose()
+        def run(connection: Connection) -> list[Sequence[object]]:
+            results = [connection.execute(text(each)) for each in statements]
+            return [tuple(row) for row in results[-1]] if results[-1].returns_rows else []
 
-        return asyncio.run(run())
+        return self._connected(run)
 
     def names(self) -> dict[str, set[str]]:
         """Table -> the names of its constraints and indexes.
@@ -167,18 +163,23 @@ class Project:
                         *look.get_unique_constraints(table),
                         *look.get_foreign_keys(table),
                         *look.get_check_constraints(table),
-                        *(each for each in look.get_indexes(table)),
+                        *look.get_indexes(table),
                     )
                     if not str(each.get("sqltext", "")).startswith("json_valid")  # MariaDB's JSON
                 }
                 for table in look.get_table_names()
             }
 
-        async def run() -> dict[str, set[str]]:
+        return self._connected(read)
+
+    def _connected(self, work: Callable[[Connection], ResultT]) -> ResultT:
+        """What `work` returns, in a transaction on a connection of its own."""
+
+        async def run() -> ResultT:
             engine = create_async_engine(self.url)
             try:
-                async with engine.connect() as connection:
-                    return await connection.run_sync(read)
+                async with engine.begin() as connection:
+                    return await connection.run_sync(work)
             finally:
                 await engine.dispose()
 

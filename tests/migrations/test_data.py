@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 from sqlalchemy import Engine, create_engine, inspect, text
 
-from tests.databases import Servers, Unavailable, required
+from tests.databases import Servers
 from tests.mdtest.document import parse
 
 from .cycle import Failed, Project, lay
@@ -315,13 +315,8 @@ def make_shop(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Gen
     """Makes a shop without rows, of a database and the page of a revision."""
     shops: list[Shop] = []
 
-    def make(backend: str, revision: str) -> Shop:
-        try:
-            url = servers.create(backend, tmp_path_factory.mktemp("database"))
-        except Unavailable as error:
-            if backend in required():
-                raise
-            pytest.skip(str(error))
+    def make(database: str, revision: str) -> Shop:
+        url = servers.create_for_test(database, tmp_path_factory.mktemp("database"))
         project = lay(tmp_path_factory.mktemp("shop"), url, "", lambda _: None)
         shops.append(Shop(project, PAGES[revision]))
         return shops[-1]
@@ -337,10 +332,10 @@ def full_shop(make_shop: Make) -> Make:
     """The shop that has all rows; made once, and left as it was."""
     shops: dict[tuple[str, str], Shop] = {}
 
-    def get(backend: str, revision: str) -> Shop:
-        key = backend, PAGES[revision]
+    def get(database: str, revision: str) -> Shop:
+        key = database, PAGES[revision]
         if key not in shops:
-            shops[key] = make_shop(backend, revision)
+            shops[key] = make_shop(database, revision)
             shops[key].open(ROWS)
             shops[key].check()
         return shops[key]
@@ -367,24 +362,24 @@ def there_and_back(shop: Shop, revision: str) -> None:
 
 
 @pytest.mark.parametrize("revision", ["cents", "aware", "status"])
-def test_no_row_changes_in_meaning(full_shop: Make, backend: str, revision: str) -> None:
-    there_and_back(full_shop(backend, revision), revision)
+def test_no_row_changes_in_meaning(full_shop: Make, database: str, revision: str) -> None:
+    there_and_back(full_shop(database, revision), revision)
 
 
 @pytest.mark.only("postgresql", "mysql")  # SQLite has no ENUM
-def test_no_enum_changes_in_meaning(full_shop: Make, backend: str) -> None:
-    there_and_back(full_shop(backend, "method"), "method")
+def test_no_enum_changes_in_meaning(full_shop: Make, database: str) -> None:
+    there_and_back(full_shop(database, "method"), "method")
 
 
 @pytest.mark.parametrize("revision", ["cents", "status"])
-def test_all_revisions_lead_to_the_models(make_shop: Make, backend: str, revision: str) -> None:
-    shop = make_shop(backend, revision)
+def test_all_revisions_lead_to_the_models(make_shop: Make, database: str, revision: str) -> None:
+    shop = make_shop(database, revision)
     shop.project.run("alembic", "upgrade", "heads")
     shop.project.run("alembic", "check")
 
 
-def test_amounts_that_are_not_whole_cents_are_refused(make_shop: Make, backend: str) -> None:
-    shop = make_shop(backend, "cents")
+def test_amounts_that_are_not_whole_cents_are_refused(make_shop: Make, database: str) -> None:
+    shop = make_shop(database, "cents")
     shop.open(100)
     odd = [1.005, -0.125, 0.001, 45035996273704.95, 1000000000000000.5]
     amounts = ", ".join(f"({number}, {amount!r})" for number, amount in enumerate(odd, 1000))
@@ -401,9 +396,9 @@ def test_amounts_that_are_not_whole_cents_are_refused(make_shop: Make, backend: 
 
 @pytest.mark.only("postgresql")
 def test_without_using_times_are_taken_for_those_of_the_server(
-    make_shop: Make, backend: str
+    make_shop: Make, database: str
 ) -> None:
-    shop = make_shop(backend, "aware")
+    shop = make_shop(database, "aware")
     shop.open(100)
     file = shop.project.folder / "migrations" / "versions" / "aware.py"
     code, using = file.read_text("utf-8"), ", postgresql_using=USING"
