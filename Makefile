@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 .PHONY: help demo test check faults migrations test-matrix bench load flip index mutants lock clean \
-	python venv venv-sqlalchemy20 venv-bench
+	eval-docs docs-times python venv venv-sqlalchemy20 venv-bench
 
 ARGS ?=
 VENVS ?= .venv-sqlalchemy20 .venv
@@ -55,6 +55,12 @@ migrations: venv ## from an empty folder to migrated tables on three databases, 
 
 load: venv-bench ## 200 clients while backends are killed; make load ARGS='--seconds 10'
 	@PYTHONPATH=assets/example .venv-bench/bin/python -m evals.load $(ARGS)
+
+eval-docs: venv ## how often a look-up in the documentation finds a section that answers
+	@PYTHONPATH=scripts .venv/bin/python -m evals.docs $(ARGS)
+
+docs-times: venv ## how long a look-up takes, cold (with download) and warm
+	@.venv/bin/python -m evals.docs.times
 
 flip: venv ## exchange the promises of each wrong and right example: all must fail
 	@.venv/bin/python -m pytest -n logical --flip references $(ARGS)

@@ -129,6 +129,9 @@ cd .agents/skills/async-sqlmodel/references
 grep -n "greenlet_spawn has not been called" pitfalls*.md
 ```
 
+Not here? The official documentation, with the error's own words or its `https://sqlalche.me` link:
+`uv run .agents/skills/async-sqlmodel/scripts/fetch_docs.py sqlalchemy "QueuePool limit"`
+
 A line is symptom: cause. *Cure.* Page and line of the entry. **New**: otherwise before 2025,
 so memory is likely wrong.
 

@@ -1,0 +1,257 @@
+"""The best sections for a query, from an index. Nothing here leaves the machine."""
+
+import re
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .index import FORMAT, unpacked
+from .words import searched
+
+CANDIDATES = 60
+"""Sections that are looked at closely, of those that share a word with the query."""
+
+SECOND = 0.4
+"""What a section's second-best chunk adds to its best one."""
+
+COVERAGE = 0.5
+"""How much of a score depends on the share of the query's words that the section has."""
+
+API = 0.7
+"""Entries of an API reference against prose: the same words are more often an answer there."""
+
+CODE = re.compile(r"(?:sqlalche\.me/e/\w+/|\berror-)([a-z0-9]{3,5})\b")
+_IDENTIFIER = re.compile(
+    # From the start of a word only: else the time is the square of the length of a word.
+    r"(?<!\w)(?:[A-Za-z_]\w*(?:\.\w+)+|_*[A-Za-z]\w*_\w+|[A-Z][a-z0-9]+[A-Z]\w*|[a-z]\w+(?=\())"
+)
+_NOISE = re.compile(
+    r"\[(?:SQL|parameters|cached since)[: ].*?(?:\]|$)"  # the statement, not the error
+    r"|\(Background on this error at:?\s*"
+    r"|https?://\S+|0x[0-9a-f]+|Traceback \(most recent call last\):?"
+    r"|\bFile \"[^\"]*\", line \d+[^\n]*(?:\n {4}[^\n]*)*",  # and the source below it
+    re.DOTALL,
+)
+
+
+@dataclass(slots=True)
+class Hit:
+    """A section that answers."""
+
+    index: "Index"
+    section: int
+    title: str
+    path: tuple[str, ...]
+    url: str
+    api: bool
+    score: float
+    scores: dict[int, float] = field(default_factory=dict[int, float])
+    """Of its chunks that have a word of the query."""
+
+    def texts(self) -> list[tuple[int, str]]:
+        """(number, text) of all its chunks that have text, in its order."""
+        return self.index.rows(
+            "SELECT id, text FROM chunk WHERE section = ? AND text <> '' ORDER BY id", self.section
+        )
+
+
+class Index:
+    """An index file, open for reading."""
+
+    def __init__(self, file: Path) -> None:
+        """Raises `sqlite3.Error` or `ValueError` if it is damaged or of another format."""
+        uri = f"{file.resolve().as_uri()}?mode=ro&immutable=1"
+        self._connection = sqlite3.connect(uri, uri=True)
+        try:
+            self.meta: dict[str, str] = dict(
+                self._connection.execute("SELECT key, value FROM meta")
+            )
+            if self.meta.get("format") != str(FORMAT):
+                raise ValueError(f"{file}: format {self.meta.get('format')}, not {FORMAT}")
+        except Exception:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def rows(self, statement: str, *parameters: object) -> list[tuple[int, str]]:
+        return self._connection.execute(statement, parameters).fetchall()
+
+    def _sections(self, rest: str, *parameters: object) -> list[Hit]:
+        """`rest` is a constant of this module: what stands after the columns of a section."""
+        rows = self._connection.execute(
+            f"SELECT section.id, title, path, url, api, prior {rest}",
+            parameters,
+        )
+        return [
+            Hit(self, number, title, tuple(path.split("\n")) if path else (), url, bool(api), prior)
+            for number, title, path, url, api, prior in rows
+        ]
+
+    def _hits(self, scores: dict[int, float]) -> list[Hit]:
+        """The sections of scored chunks, best first."""
+        found: dict[int, Hit] = {}
+        for chunk, score in scores.items():
+            (hit,) = self._sections(
+                "FROM chunk JOIN section ON section.id = chunk.section WHERE chunk.id = ?", chunk
+            )
+            found.setdefault(hit.section, hit).scores[chunk] = score
+        for hit in found.values():
+            best = sorted(hit.scores.values(), reverse=True)
+            hit.score *= (best[0] + SECOND * sum(best[1:2])) * (API if hit.api else 1.0)
+        return sorted(found.values(), key=_best)
+
+    def search(self, query: str, *, within: Callable[[str], bool] | None = None) -> list[Hit]:
+        """Sections that share words with the query, best first.
+
+        `within` says of a URL whether it may be found.
+        """
+        wanted = searched(query)
+        scores: defaultdict[int, float] = defaultdict(float)
+        matched: defaultdict[int, float] = defaultdict(float)
+        whole = 0.0
+        for term in wanted:
+            row = self._connection.execute(
+                "SELECT chunks FROM term WHERE term = ?", (term,)
+            ).fetchone()
+            if row is None:
+                continue
+            pairs = list(unpacked(row[0]))
+            top = max(weight for _, weight in pairs)
+            whole += top
+            for chunk, weight in pairs:
+                scores[chunk] += weight
+                matched[chunk] += top
+        for chunk, share in matched.items():
+            scores[chunk] *= 1 - COVERAGE + COVERAGE * share / whole
+        allowed = scores.keys() if within is None else self._within(within) & scores.keys()
+        chosen = sorted(allowed, key=lambda chunk: (-scores[chunk], chunk))[: CANDIDATES * 3]
+        return self._hits({chunk: scores[chunk] for chunk in chosen})[:CANDIDATES]
+
+    def _within(self, within: Callable[[str], bool]) -> set[int]:
+        """The chunks of the sections whose URL is allowed."""
+        rows = self._connection.execute(
+            "SELECT chunk.id, url FROM section JOIN chunk ON section = section.id"
+        )
+        return {chunk for chunk, url in rows if within(url)}
+
+    def named(self, name: str) -> list[Hit]:
+        """Entries that define a name: `sqlalchemy.orm.selectinload`, `Session.get`, `get`."""
+        if not name.isascii():  # SQLite takes no lone surrogates, which a broken paste has
+            return []
+        return self._sections(
+            "FROM name JOIN section ON section.id = name.section WHERE name = ?"
+            " ORDER BY prior DESC, length(url), section.id",
+            name.lower().removesuffix("()"),
+        )
+
+    def anchored(self, anchor: str) -> list[Hit]:
+        """Sections with an anchor: `error-xd2s`."""
+        return self._sections(
+            "FROM anchor JOIN section ON section.id = anchor.section WHERE anchor = ?", anchor
+        )
+
+    def titles_near(self, query: str, limit: int = 5) -> list[Hit]:
+        """Sections whose titles have the beginning of a word, for a query that found nothing."""
+        found: list[Hit] = []
+        for word in re.findall(r"[^\W_]{4,}", query)[:20]:
+            found += self._sections(
+                "FROM section WHERE title LIKE ? ORDER BY prior DESC, length(title), id LIMIT ?",
+                f"%{word[:6]}%",
+                limit,
+            )
+        return list({hit.section: hit for hit in found}.values())[:limit]
+
+
+def _best(hit: Hit) -> tuple[float, str]:
+    return -hit.score, hit.url
+
+
+def find(indexes: Iterable[tuple[Index, Callable[[str], bool] | None]], query: str) -> list[Hit]:
+    """What answers a query, best first: error codes in it, then words and names together."""
+    indexes = list(indexes)
+    text = _NOISE.sub(" ", query)
+    sure: list[Hit] = []
+    for match in CODE.finditer(query):
+        for index, _ in indexes:
+            sure += index.anchored(f"error-{match[1]}")
+    hits = sorted(
+        (hit for index, within in indexes for hit in index.search(text, within=within)), key=_best
+    )
+    named = _named(indexes, text, hits)
+    if named and _is_only_a_name(text):
+        sure += named
+    else:
+        hits[1:1] = named
+    return _collapsed([*sure, *hits], named)
+
+
+def lookup(indexes: Iterable[Index], name: str) -> list[Hit]:
+    """The entries of a name, the one in the library's own words first."""
+    hits = [hit for index in indexes for hit in _by_suffix(index, name.strip())]
+    return sorted(hits, key=lambda hit: (not hit.api, -hit.score, hit.title.count("."), hit.url))
+
+
+def _is_only_a_name(text: str) -> bool:
+    return len(text.split()) == 1
+
+
+def _named(
+    indexes: list[tuple[Index, Callable[[str], bool] | None]], text: str, hits: list[Hit]
+) -> list[Hit]:
+    """The entries of names that the query holds as code; of several, the one whose text
+    answers the rest of the query best.
+    """
+    names = dict.fromkeys(match[0] for match in _IDENTIFIER.finditer(text))
+    if _is_only_a_name(text):
+        names.setdefault(text.strip().strip("`'\"").removesuffix("()"))
+    rank = {_key(hit): at for at, hit in enumerate(hits)}
+    found: list[Hit] = []
+    for name in names:
+        same = [hit for index, _ in indexes for hit in _by_suffix(index, name)]
+        same.sort(key=lambda hit: rank.get(_key(hit), len(rank)))
+        found += same[:1]
+    return found
+
+
+def _by_suffix(index: Index, name: str) -> list[Hit]:
+    """`AsyncSession.get` if there is one, else `get`: the object in front may be a variable."""
+    parts = name.split(".")[-8:]
+    for at in range(len(parts)):
+        if hits := index.named(".".join(parts[at:])):
+            return hits
+    return []
+
+
+def _collapsed(hits: list[Hit], named: list[Hit]) -> list[Hit]:
+    """Each section once; of entries with the same last name (`Session.get`, `scoped_session.get`)
+    those in `named`, else the first; the others at the end.
+    """
+    seen: set[tuple[int, int]] = set()
+    asked_for = {_key(hit) for hit in named}
+    last_names = {_last_name(hit) for hit in named}
+    first: list[Hit] = []
+    later: list[Hit] = []
+    for hit in hits:
+        key = _key(hit)
+        if key in seen:
+            continue
+        seen.add(key)
+        if hit.api and _last_name(hit) in last_names and key not in asked_for:
+            later.append(hit)
+            continue
+        if hit.api:
+            last_names.add(_last_name(hit))
+        first.append(hit)
+    return first + later
+
+
+def _key(hit: Hit) -> tuple[int, int]:
+    return id(hit.index), hit.section
+
+
+def _last_name(hit: Hit) -> str:
+    return hit.title.rpartition(".")[2]
