@@ -94,7 +94,8 @@ def _fitting(hit: Hit, left: int, *, shorten: bool) -> Passage | None:
 
 def _best_chunk(hit: Hit) -> tuple[int, str]:
     """The chunk that answers; of an API entry that was named, the one with the signature."""
-    return max(hit.texts(), key=lambda chunk: (hit.scores.get(chunk[0], 0.0), -chunk[0]))
+    texts = hit.texts() or [(0, "")]  # an entry may have a name and no more
+    return max(texts, key=lambda chunk: (hit.scores.get(chunk[0], 0.0), -chunk[0]))
 
 
 def _extend(passages: list[Passage], left: int) -> None:

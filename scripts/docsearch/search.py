@@ -16,7 +16,7 @@ CANDIDATES = 60
 SECOND = 0.4
 """What a section's second-best chunk adds to its best one."""
 
-COVERAGE = 0.5
+COVERAGE = 0.7
 """How much of a score depends on the share of the query's words that the section has."""
 
 API = 0.7
