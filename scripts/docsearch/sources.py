@@ -419,7 +419,8 @@ def _pages(request: Request) -> Found:
     site = library.address(library.site, version)
     request.progress.say(f"reading pages of {site}")
     found = live.pages(request.query, site, library.search_index, transfer(request))
-    return found, {} if "{minor}" in library.site else {"version": "latest", "wanted": version}
+    latest = f"latest {'.'.join(version.split('.')[:2])}" if "{minor}" in library.site else "latest"
+    return found, {"version": latest, "wanted": version}
 
 
 def _installed(request: Request) -> Found:

@@ -133,6 +133,9 @@ def test_the_entries_are_what_is_there_the_last_used_first(cached: Cache) -> Non
     first, second = cached.entries()
     assert (first.file, first.library, first.version, first.source) == (old, "lib", "1.0", "sdist")
     assert (second.version, first.bytes) == ("2.0.0b1", 10)
+    tag = cached.file("two-words", "1.0", "tag")
+    tag.touch()
+    assert [each.library for each in cached.entries() if each.file == tag] == ["two-words"]
     assert first.age >= 7200 > second.age >= 60  # being used makes it no younger
 
 

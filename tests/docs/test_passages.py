@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from docsearch import Section
 from docsearch.index import FORMAT, build, tokens, unclosed
-from docsearch.passages import as_object, as_text, choose, clean, one_line
+from docsearch.passages import MORE, as_object, as_text, choose, clean, one_line
 from docsearch.search import Hit, Index, find
 
 META = {"format": str(FORMAT), "library": "lib", "version": "1.0"}
@@ -68,6 +68,7 @@ _CODE = st.lists(_SENTENCE, max_size=30).map("\n".join)
 _FENCE = st.one_of(
     _CODE.map(lambda code: f"```\n{code}\n```"),
     _CODE.map(lambda code: f"````\n```\n{code}\n````"),
+    _CODE.map(lambda code: f"{'`' * 200}\n{code}\n{'`' * 200}"),
     _CODE.map(lambda code: f"~~~\n{code}\n~~~"),
 )
 _TEXT = st.lists(_SENTENCE | _FENCE, min_size=1, max_size=8).map("\n\n".join)
@@ -97,6 +98,7 @@ def test_a_reply_is_never_longer_than_its_budget(
     reply = as_text(chosen, more, HEADER)
     assert tokens(reply) <= budget
     assert len(chosen) <= most
+    assert len(more) <= MORE
     assert sum(each.cost for each in chosen) <= budget
     assert not any(unclosed(each.text) for each in chosen)
     keys = [(hit.section, hit.url) for hit in [*(each.hit for each in chosen), *more]]
@@ -112,7 +114,7 @@ def test_a_budget_is_used(ask: Ask) -> None:
 
 
 def test_passages_stand_in_the_order_of_the_hits(ask: Ask) -> None:
-    hits = ask(*(section(f"T{n}", "alpha " * (9 - n) + "word " * n * 4) for n in range(8)))
+    hits = ask(*(section(f"T{n}", "alpha " * (10 - n) + "word " * n * 4) for n in range(10)))
     reply = printed(hits, most=3)
     order = re.findall(r"^\[(\d)\] (\w+)", reply, re.MULTILINE)
     assert order == [(str(at), hit.title) for at, hit in enumerate(hits[:3], 1)]
@@ -157,6 +159,13 @@ def test_an_entry_that_was_named_shows_its_signature(ask: Ask) -> None:
     named = Section("f", (), "https://docs.example/#lib.f", text, names=("lib.f",))
     (body,) = bodies(printed(ask(named, query="lib.f"), 250))
     assert body.startswith("```python\ndef f()\n```")
+
+
+def test_an_entry_without_text_is_a_name_and_an_address(ask: Ask) -> None:
+    named = Section("f", (), "https://docs.example/#lib.f", "", names=("lib.f",))
+    reply = printed(ask(named, query="lib.f"))
+    assert "[1] f\n    https://docs.example/#lib.f\n" in reply
+    assert bodies(reply) == [""]
 
 
 # -- text from outside -----------------------------------------------------------------
