@@ -173,7 +173,7 @@ def asked(name: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         place, mark, words = line.partition("|")
-        if mark:
+        if mark and not place.startswith("#"):
             found[place.strip()] = (*found.get(place.strip(), ()), words.strip())
     return found
 
