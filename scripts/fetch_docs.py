@@ -141,9 +141,12 @@ class Docs:
             raise Failed(f"--project {args.project}: no such folder", USAGE)
         self.args = args
         self.root = project_root(args.project.resolve())
-        self.offline: bool = args.offline or os.environ.get(
-            "UV_OFFLINE", ""
-        ).lower() in ("1", "true", "yes", "on")
+        self.offline: bool = args.offline or os.environ.get("UV_OFFLINE", "").lower() in (
+            "1",
+            "true",
+            "yes",
+            "on",
+        )
         self.cache = Cache()
         self.progress = Progress()
 
