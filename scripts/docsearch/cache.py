@@ -1,6 +1,7 @@
 """The folder of index files. A file is complete or not there; a version's never changes."""
 
 import os
+import re
 import sqlite3
 import sys
 import tempfile
@@ -17,6 +18,8 @@ LIMIT = 300_000_000
 
 WAIT = 300.0
 """Seconds that a process waits for another one that builds."""
+
+_OURS = re.compile(r"[a-z]+-[^-]+-[a-z]+-f(\d+)\.sqlite")
 
 STALE = 3600.0
 """Seconds after which a file that was not finished never will be."""
@@ -89,7 +92,7 @@ class Cache:
         name it got is then `written`.
         """
         try:
-            handle, name = tempfile.mkstemp(prefix=".", suffix=".new", dir=self.folder)
+            handle, name = tempfile.mkstemp(prefix=".index-", suffix=".new", dir=self.folder)
         except OSError:
             self.scratch = self.scratch or tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
             handle, name = tempfile.mkstemp(suffix=".new", dir=self.scratch.name)
@@ -109,10 +112,13 @@ class Cache:
 
     def _sweep(self, keep: Path) -> None:
         """Other formats, what a killed process left, and the least used beyond the limit."""
+        # Only names of ours: the folder may hold somebody's databases as well.
         old = [
-            file for file in self._files("*.sqlite") if not file.name.endswith(f"-f{FORMAT}.sqlite")
+            file
+            for file in self._files("*-*-*-f*.sqlite")
+            if (match := _OURS.fullmatch(file.name)) and match[1] != str(FORMAT)
         ]
-        for file in self._files(".*.new"):
+        for file in self._files(".index-*.new"):
             with suppress(OSError):
                 old += [file] if time.time() - file.stat().st_mtime > STALE else []
         total = 0

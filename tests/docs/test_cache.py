@@ -161,16 +161,16 @@ def test_the_least_used_files_go_first_and_never_the_new_one(
 
 def test_other_formats_and_what_was_never_finished_is_swept(cached: Cache) -> None:
     other = put(cached, "1.0").rename(cached.folder / f"lib-1.0-sdist-f{FORMAT + 1}.sqlite")
-    stale, fresh = cached.folder / ".a.new", cached.folder / ".b.new"
-    foreign = cached.folder / "notes.txt"
-    for file in (stale, fresh, foreign):
+    stale, fresh = cached.folder / ".index-a.new", cached.folder / ".index-b.new"
+    foreign = [cached.folder / name for name in ("notes.txt", ".a.new", "app.sqlite")]
+    for file in (stale, fresh, *foreign):
         file.touch()
-    for file in (stale, foreign):
+    for file in (stale, *foreign):
         os.utime(file, (0, 0))
     kept = put(cached, "2.0")
     written = write(cached, "3.0")
     assert not other.exists()
-    assert names(cached.folder) == {fresh.name, foreign.name, kept.name, written.name}
+    assert names(cached.folder) == {*(file.name for file in (fresh, *foreign, kept, written))}
 
 
 # -- where nothing can be written ------------------------------------------------------
