@@ -15,7 +15,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,7 +38,7 @@ from docsearch.index import tokens
 from docsearch.libraries import LIBRARIES, Library
 from docsearch.passages import MOST, as_object, as_text, choose, one_line
 from docsearch.releases import Release, find_release, project_root, site_packages
-from docsearch.search import Hit, Index, find, lookup
+from docsearch.search import Hit, Index, Searched, find, lookup
 from docsearch.sources import EXACT, Request, open_index
 
 LEAST, HARD_LIMIT = 200, 8_000
@@ -53,11 +53,15 @@ examples:
   fetch_docs.py sqlalchemy "QueuePool limit of size 5 overflow 10 reached"
   fetch_docs.py sqlalchemy https://sqlalche.me/e/21/xd2s
   fetch_docs.py alembic --symbol op.batch_alter_table
+  fetch_docs.py sqlalchemy ADDRESS        a whole section, by an address of an earlier reply
   pytest 2>&1 | tail -5 | fetch_docs.py sqlalchemy -
   fetch_docs.py --warm sqlalchemy alembic
 
 version: --version, else the project's lock file, its environment, an exact pin, else the
 newest. It is printed with where it was found; another one is never used silently.
+
+size: 1,500 tokens are four or five passages. More of one: its address as the query, with
+--max-tokens 4000.
 
 sources, first that has it: the cache; the sdist of that version from your package index (rendered
 pages of SQLAlchemy and Alembic, sources of asyncpg); the Git tag's archive on GitHub (SQLModel,
@@ -99,7 +103,11 @@ def parser() -> argparse.ArgumentParser:
     add("--refresh", action="store_true", help="build the index anew")
     add("--source", default="auto", metavar="S", help="auto, sdist, tag, site, pages or installed")
     add("--project", type=Path, default=Path(), metavar="DIR", help="the project's folder (.)")
-    add("--warm", action="store_true", help="build the indexes of the libraries that are named")
+    add(
+        "--warm",
+        action="store_true",
+        help="build the indexes of those named, or of the project's",
+    )
     add("--list", action="store_true", help="what is cached")
     return result
 
@@ -197,7 +205,11 @@ def library_of(name: str | None) -> Library:
         raise Failed('no library given; expected LIBRARY "QUERY" (--help shows examples)', USAGE)
     known = LIBRARIES.get(name.lower().replace("_", "-"))
     if known is None:
-        raise Failed(f"unknown library {name!r}; expected one of {', '.join(LIBRARIES)}", USAGE)
+        raise Failed(
+            f"unknown library {name[:60]!r}; expected one of {', '.join(LIBRARIES)},"
+            " and then the query",
+            USAGE,
+        )
     return known
 
 
@@ -206,7 +218,9 @@ def ask(args: argparse.Namespace) -> int:
     library = library_of(args.library)
     query = sys.stdin.read() if args.query == ["-"] else " ".join(args.query)
     if bool(query.strip()) == bool(args.symbol):
-        raise Failed("expected a query or --symbol NAME, one of the two", USAGE)
+        raise Failed(
+            "expected a query or --symbol NAME, one of the two; - reads standard input", USAGE
+        )
     if not LEAST <= args.max_tokens <= HARD_LIMIT:
         raise Failed(f"--max-tokens {args.max_tokens}: expected {LEAST} to {HARD_LIMIT}", USAGE)
     if not 1 <= args.k <= 20:
@@ -221,12 +235,11 @@ def ask(args: argparse.Namespace) -> int:
 def answer(args: argparse.Namespace, library: Library, query: str) -> int:
     docs = Docs(args)
     index, release, notes = docs.open(library, args.version, args.source)
-    indexes: list[tuple[Index, Callable[[str], bool] | None]] = [(index, None)]
-    indexes += also_sqlalchemy(docs, library, notes)
-    if args.symbol:
-        hits = lookup([each for each, _ in indexes], args.symbol)
-    else:
-        hits = find(indexes, query)
+    indexes: Searched = [(index, None)]
+    indexes += also_sqlalchemy(docs, library, index, notes)
+    hits = lookup(indexes, args.symbol) if args.symbol else find(indexes, query)
+    if args.symbol and hits:
+        notes += not_quite(hits[0], args.symbol)
     meta = {
         "library": library.name,
         "version": index.meta["version"],
@@ -240,9 +253,7 @@ def answer(args: argparse.Namespace, library: Library, query: str) -> int:
     return FOUND
 
 
-def also_sqlalchemy(
-    docs: Docs, library: Library, notes: list[str]
-) -> list[tuple[Index, Callable[[str], bool] | None]]:
+def also_sqlalchemy(docs: Docs, library: Library, own: Index, notes: list[str]) -> Searched:
     """SQLModel's own documentation says little about asyncio; SQLAlchemy's does."""
     if not library.with_sqlalchemy:
         return []
@@ -256,9 +267,20 @@ def also_sqlalchemy(
         f" source: {source_of(index)}"
     )
     notes += [f"sqlalchemy {note}" for note in more]
-    pages = library.with_sqlalchemy
+    # Where SQLModel's own pages could not be had, SQLAlchemy's are all that there is.
+    pages = library.with_sqlalchemy if own.meta["source"] != "installed" else ("",)
     exact = index.meta["source"] in EXACT
     return [(index, (lambda url: any(f"/{page}" in url for page in pages)) if exact else None)]
+
+
+def not_quite(hit: Hit, wanted: str) -> list[str]:
+    """That there is no such name, where only its last part was found: what stands before it may
+    be a variable, or a slip.
+    """
+    owner, _, name = wanted.strip().removesuffix("()").rpartition(".")
+    if owner.rpartition(".")[2].replace("_", "").lower() in hit.title.lower():
+        return []
+    return [f"there is no {wanted[:100]}; these are called {name[:60]}"]
 
 
 def origin_of(index: Index, release: Release) -> str:
@@ -298,7 +320,8 @@ def show(args: argparse.Namespace, meta: dict[str, Any], hits: Sequence[Hit]) ->
         return
     print(top)
     for hit in [each.hit for each in passages] + more:
-        print(f"{one_line(hit.title)}  {one_line(hit.url)}")
+        above_it = f" ({one_line(hit.path[-1])})" if hit.path else ""
+        print(f"{one_line(hit.title)}{above_it}  {one_line(hit.url)}")
 
 
 def nothing(args: argparse.Namespace, meta: dict[str, Any], index: Index, wanted: str) -> int:
@@ -313,10 +336,17 @@ def nothing(args: argparse.Namespace, meta: dict[str, Any], index: Index, wanted
 
 
 def warm(args: argparse.Namespace) -> int:
-    """Builds the indexes of several libraries; goes on after one that failed."""
-    names = [args.library, *args.query] if args.library else list(LIBRARIES)
-    libraries = [library_of(name) for name in names]
+    """Builds the indexes of the libraries that are named, or that the project has; goes on after
+    one that failed.
+    """
     docs = Docs(args)
+    if args.library:
+        libraries = [library_of(name) for name in [args.library, *args.query]]
+    else:
+        known = LIBRARIES.values()
+        libraries = [each for each in known if find_release(each.name, docs.root, None)]
+        if not libraries:
+            raise Failed("the project has none of the libraries; name those to build", USAGE)
     code = FOUND
     done: list[dict[str, Any]] = []
     for library in libraries:
@@ -353,6 +383,8 @@ def listed(args: argparse.Namespace) -> int:
         for each in Cache().entries()
     ]
     print_rows(args, entries)
+    if not args.json:
+        print(f"in {Cache().folder}")
     return FOUND
 
 
@@ -382,6 +414,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return warm(args) if args.warm else ask(args)
     except Failed as error:
         lines = [one_line(line) for line in str(error).splitlines()]
+        if "--json" in (sys.argv[1:] if argv is None else argv):
+            print(json.dumps({"error": " ".join(lines), "code": error.code}, ensure_ascii=False))
         print("fetch_docs.py:", "\n  ".join(lines), file=sys.stderr)
         return error.code
     except ModuleNotFoundError as error:

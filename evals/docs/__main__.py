@@ -136,7 +136,9 @@ class Shelf:
             source = SOURCES.get(library, "auto")
             index, _, notes = self.docs.open(LIBRARIES[library], version, source)
             self.open[key] = [(index, None)]
-            self.open[key] += fetch_docs.also_sqlalchemy(self.docs, LIBRARIES[library], notes)
+            self.open[key] += fetch_docs.also_sqlalchemy(
+                self.docs, LIBRARIES[library], index, notes
+            )
             print(f"{library} {index.meta['version']}: {index.meta['source']}", file=sys.stderr)
         return self.open[key]
 

@@ -175,11 +175,21 @@ def unpacked(data: bytes) -> Iterator[tuple[int, float]]:
 
 
 def _names(section: Section) -> Iterator[str]:
-    """Each name in full, and all that it ends with: `Session.get`, `get`."""
+    """Each name in full, and all that it ends with: `Session.get`, `get`; and of its parameters,
+    with what they belong to or if they can be told from a word, `expire_on_commit`.
+    """
     for name in section.names:
         parts = name.lower().split(".")
         for at in range(len(parts)):
             yield ".".join(parts[at:])
+    for anchor in section.anchors:
+        owner, mark, parameter = anchor.lower().partition(".params.")
+        if mark:
+            parts = owner.removesuffix(".__init__").split(".")
+            for at in range(len(parts)):
+                yield ".".join([*parts[at:], parameter])
+            if "_" in parameter:
+                yield parameter
 
 
 def _anchors(section: Section) -> Iterator[str]:
@@ -194,7 +204,7 @@ def chunks(text: str, limit: int = CHUNK) -> list[str]:
     even = -(-tokens(text) // -(-tokens(text) // limit)) if text else limit
     pieces: list[str] = []
     size = 0
-    for block in _blocks(text):
+    for block in _together(_blocks(text)):
         cost = tokens(block)
         if pieces and size < even and size + cost <= limit:
             pieces[-1] += "\n\n" + block
@@ -203,6 +213,23 @@ def chunks(text: str, limit: int = CHUNK) -> list[str]:
             pieces.append(block)
             size = cost
     return pieces
+
+
+def _together(blocks: Iterable[str]) -> Iterator[str]:
+    """A line that announces what follows ("E.g.:", "Tip"), and what follows, as one block."""
+    announced = ""
+    for block in blocks:
+        before, _, last = f"{announced}\n\n{block}".strip("\n").rpartition("\n")
+        if (last.endswith(":") or len(last) < 12) and not last.startswith(("`", "~")):
+            if before.strip() and not announced:
+                yield before.rstrip()
+                before = ""
+            announced = f"{before}\n{last}".strip("\n")
+            continue
+        yield f"{before}\n{last}" if before else last
+        announced = ""
+    if announced:
+        yield announced
 
 
 def _blocks(text: str) -> Iterator[str]:

@@ -68,6 +68,8 @@ LIBRARIES: Mapping[str, Library] = {
                 "dialects/mssql": 0.5,
                 "dialects/oracle": 0.5,
                 "orm/extensions/declarative/": 0.9,
+                "orm/queryguide/query.html": 0.6,  # what was before select()
+                "core/exceptions.html": 0.8,  # a line each; errors.html explains
             },
         ),
         Library(

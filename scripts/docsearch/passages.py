@@ -24,6 +24,8 @@ _SPARE = 100
 """Tokens kept for naming further sections."""
 _LEAST = 25
 """Tokens of text below which a passage says nothing."""
+_ENOUGH = 80
+"""Tokens of text below which a passage after the first is better named than begun."""
 _TITLE, _PATH = 120, 160
 """Characters of a title, and of the titles above it."""
 _MARK = "ref-00000000"
@@ -41,6 +43,12 @@ class Passage:
     @property
     def text(self) -> str:
         return clean("\n\n".join(self.chunks[number] for number in sorted(self.chunks)))
+
+    @property
+    def part(self) -> str:
+        """How much of the section this is, if it is not all."""
+        whole, shown = size(self.hit), tokens(self.text)
+        return f"   {shown} of {whole} tokens" if shown < whole - 20 else ""
 
     @property
     def cost(self) -> int:
@@ -62,7 +70,9 @@ def choose(
     rest: list[Hit] = []
     for hit in hits:
         passage = (
-            _fitting(hit, left - spare, shorten=not passages) if len(passages) < most else None
+            _fitting(hit, left - spare, _LEAST if not passages else _ENOUGH)
+            if len(passages) < most
+            else None
         )
         if passage:
             left -= passage.cost
@@ -79,17 +89,17 @@ def choose(
     return passages, more
 
 
-def _fitting(hit: Hit, left: int, *, shorten: bool) -> Passage | None:
-    """The best chunk of a section, if it fits, or as much of it as does."""
+def _fitting(hit: Hit, left: int, least: int) -> Passage | None:
+    """The best chunk of a section, if it fits, or as much of it as does, if that is enough."""
     number, text = _best_chunk(hit)
     passage = Passage(hit, {number: text})
     if passage.cost <= left:
         return passage
     room = left - Passage(hit).cost
-    if not shorten or room < _LEAST:
+    if room < least:
         return None
-    passage.chunks[number] = _cut(text, room)
-    return passage
+    passage.chunks[number], whole = _cut(text, room)
+    return passage if whole or least == _LEAST else None
 
 
 def _best_chunk(hit: Hit) -> tuple[int, str]:
@@ -117,15 +127,23 @@ def _next(passage: Passage, texts: Mapping[int, str], left: int) -> int | None:
     return None
 
 
-def _cut(text: str, limit: int) -> str:
-    """The lines of a text that fit, with the fence closed that was open."""
+def _cut(text: str, limit: int) -> tuple[str, bool]:
+    """The lines of a text that fit, and whether its code is whole. A fence that does not fit is
+    left out, unless there is little before it: then it is closed where it is cut.
+    """
     longest = max(map(len, re.findall("`{3,}|~{3,}", text)), default=0)
     room = max(4 * limit - longest - len("\n\n[cut]"), 0)
     kept = text[:room]
     if len(text) > room and "\n" in kept:
         kept = kept[: kept.rindex("\n")]
     fence = unclosed(kept)
-    return kept + (f"\n{fence}" if fence else "") + "\n[cut]"
+    lines = kept.split("\n")
+    while lines and unclosed("\n".join(lines)):
+        lines.pop()
+    before = "\n".join(lines).rstrip() if fence else ""
+    if tokens(before) >= _ENOUGH // 2:
+        kept, fence = before, ""
+    return kept + (f"\n{fence}" if fence else "") + "\n[cut]", not fence
 
 
 def clean(text: str) -> str:
@@ -147,7 +165,7 @@ def _printed(rank: int, passage: Passage, mark: str) -> str:
         [
             "",
             f"[{rank}] {one_line(hit.title)[:_TITLE]}" + (f"   ({crumbs})" if crumbs else ""),
-            f"    {one_line(hit.url)}",
+            f"    {one_line(hit.url)}{passage.part}",
             f"<{mark}>",
             passage.text,
             f"</{mark}>",

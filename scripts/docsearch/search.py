@@ -3,7 +3,7 @@
 import re
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,10 @@ COVERAGE = 0.7
 API = 0.7
 """Entries of an API reference against prose: the same words are more often an answer there."""
 
+_ADDRESS = re.compile(r"https?://(?!sqlalche\.me)[^\s/]+/\S+|[\w/.-]+\.html(?:#\S+)?")
+_RAISED = re.compile(
+    r"^[A-Za-z_][\w.]*(?:Error|Exception|Warning|[a-z][A-Z]\w*)(?::|$)", re.MULTILINE
+)
 CODE = re.compile(r"(?:sqlalche\.me/e/\w+/|\berror-)([a-z0-9]{3,5})\b")
 _IDENTIFIER = re.compile(
     # From the start of a word only: else the time is the square of the length of a word.
@@ -140,12 +144,39 @@ class Index:
 
     def named(self, name: str) -> list[Hit]:
         """Entries that define a name: `sqlalchemy.orm.selectinload`, `Session.get`, `get`."""
-        if not name.isascii():  # SQLite takes no lone surrogates, which a broken paste has
-            return []
         return self._sections(
             "FROM name JOIN section ON section.id = name.section WHERE name = ?"
             " ORDER BY prior DESC, length(url), section.id",
             name.lower().removesuffix("()"),
+        )
+
+    def parameter(self, section: int, name: str) -> dict[int, float]:
+        """The chunk of an entry that says what a parameter is."""
+        rows = self._connection.execute(
+            "SELECT id FROM chunk WHERE section = ? AND text LIKE ? LIMIT 1",
+            (section, f"%**{name}**%"),
+        )
+        return {chunk: 1.0 for (chunk,) in rows}
+
+    def members(self, name: str) -> list[Hit]:
+        """The entries below a class, its constructor first."""
+        return self._sections(
+            "FROM name JOIN section ON section.id = name.section WHERE name > ? AND name < ?"
+            " ORDER BY name <> ?, name LIMIT 12",
+            f"{name}.",
+            f"{name}/",  # the character after the dot
+            f"{name}.__init__",
+        )
+
+    def page(self, address: str) -> list[Hit]:
+        """The section at an address, or the sections of a page; of any version's site."""
+        page, _, anchor = re.sub(r"^https?://[^/]+/(?:en/\w+/)?", "", address).partition("#")
+        rest = " AND anchor = ?" if anchor else ""
+        return self._sections(
+            "FROM section JOIN anchor ON section.id = anchor.section"
+            f" WHERE url LIKE ?{rest} GROUP BY section.id ORDER BY section.id LIMIT 40",
+            f"%/{page}#%",
+            *([anchor] if anchor else []),
         )
 
     def anchored(self, anchor: str) -> list[Hit]:
@@ -155,8 +186,19 @@ class Index:
         )
 
     def titles_near(self, query: str, limit: int = 5) -> list[Hit]:
-        """Sections whose titles have the beginning of a word, for a query that found nothing."""
+        """Sections whose titles are spelt like a word, or begin like it: for a query that found
+        nothing.
+        """
+        from difflib import get_close_matches
+
         found: list[Hit] = []
+        titles = {
+            title.rpartition(".")[2]: title
+            for _, title in self.rows("SELECT id, title FROM section")
+        }
+        for name in re.findall(r"\w{4,}", query)[:3]:
+            for close in get_close_matches(name, titles, 2, 0.75):
+                found += self._sections("FROM section WHERE title = ? LIMIT 1", titles[close])
         for word in re.findall(r"[^\W_]{4,}", query)[:20]:
             found += self._sections(
                 "FROM section WHERE title LIKE ? ORDER BY prior DESC, length(title), id LIMIT ?",
@@ -170,14 +212,23 @@ def _best(hit: Hit) -> tuple[float, str]:
     return -hit.score, hit.url
 
 
-def find(indexes: Iterable[tuple[Index, Callable[[str], bool] | None]], query: str) -> list[Hit]:
-    """What answers a query, best first: error codes in it, then words and names together."""
-    indexes = list(indexes)
-    text = _NOISE.sub(" ", query)
+Searched = list[tuple[Index, Callable[[str], bool] | None]]
+"""Indexes, the one that was asked for first, each with what may be found in it (None: all)."""
+
+
+def find(indexes: Searched, query: str) -> list[Hit]:
+    """What answers a query, best first: an address or error codes in it, then words and names."""
+    query = _storable(query)
+    if address := _ADDRESS.fullmatch(query.strip()):
+        return [hit for index, _ in indexes for hit in index.page(address[0])]
+    text = _NOISE.sub(" ", _message(query))
     sure: list[Hit] = []
-    for match in CODE.finditer(query):
+    codes = [match[1] for match in CODE.finditer(query)]
+    if _is_only_a_name(text):
+        codes.append(text.strip())
+    for code in reversed(codes):  # the last one is of the error that was raised in the end
         for index, _ in indexes:
-            sure += index.anchored(f"error-{match[1]}")
+            sure += index.anchored(f"error-{code}")
     hits = sorted(
         (hit for index, within in indexes for hit in index.search(text, within=within)), key=_best
     )
@@ -189,19 +240,37 @@ def find(indexes: Iterable[tuple[Index, Callable[[str], bool] | None]], query: s
     return _collapsed([*sure, *hits], named)
 
 
-def lookup(indexes: Iterable[Index], name: str) -> list[Hit]:
-    """The entries of a name, the one in the library's own words first."""
-    hits = [hit for index in indexes for hit in _by_suffix(index, name.strip())]
-    return sorted(hits, key=lambda hit: (not hit.api, -hit.score, hit.title.count("."), hit.url))
+def _storable(text: str) -> str:
+    """Without lone surrogates, which a broken paste has and SQLite does not take."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _message(query: str) -> str:
+    """Of a traceback, the last error and what it says; else all."""
+    if "Traceback (most recent call last)" not in query:
+        return query
+    raised = list(_RAISED.finditer(query))
+    return query[raised[-1].start() :] if raised else query
+
+
+def lookup(indexes: Searched, name: str) -> list[Hit]:
+    """The entries of a name, those of the library that was asked for first; of a class with its
+    constructor and its members.
+    """
+    found: list[Hit] = []
+    for index, _ in indexes:
+        for hit in _by_suffix(index, _storable(name).strip()):
+            found.append(hit)
+            if hit.api and hit.title.rpartition(".")[2][:1].isupper():
+                found += index.members(hit.url.partition("#")[2].lower())
+    return list({_key(hit): hit for hit in found}.values())
 
 
 def _is_only_a_name(text: str) -> bool:
     return len(text.split()) == 1
 
 
-def _named(
-    indexes: list[tuple[Index, Callable[[str], bool] | None]], text: str, hits: list[Hit]
-) -> list[Hit]:
+def _named(indexes: Searched, text: str, hits: list[Hit]) -> list[Hit]:
     """The entries of names that the query holds as code; of several, the one whose text
     answers the rest of the query best.
     """
@@ -218,12 +287,33 @@ def _named(
 
 
 def _by_suffix(index: Index, name: str) -> list[Hit]:
-    """`AsyncSession.get` if there is one, else `get`: the object in front may be a variable."""
-    parts = name.split(".")[-8:]
+    """`AsyncSession.get` if there is one, else `get`: the object in front may be a variable, and
+    then the class that is most like it comes first (`op.add_column`: `Operations.add_column`).
+    """
+    parts = name.removesuffix("()").split(".")[-8:]
     for at in range(len(parts)):
-        if hits := index.named(".".join(parts[at:])):
-            return hits
+        hits = index.named(".".join(parts[at:]))
+        for hit in hits:
+            if not _names(hit, parts[-1]):
+                hit.scores = index.parameter(hit.section, parts[-1])
+        if hits:
+            owner = parts[at - 1].replace("_", "").lower() if at else ""
+            return sorted(hits, key=lambda hit: (not _names(hit, parts[-1]), _unlike(hit, owner)))
     return []
+
+
+def _names(hit: Hit, name: str) -> bool:
+    """Whether it is the entry of that name, and not of something that has such a parameter."""
+    return _last_name(hit).lower() == name.lower()
+
+
+def _unlike(hit: Hit, owner: str) -> tuple[int, float]:
+    """How little the class of an entry is like the object in front of its name."""
+    from difflib import SequenceMatcher
+
+    of = hit.title.rpartition(".")[0].lower()
+    kind = 0 if of == owner else 1 if of.startswith(owner) else 2 if owner in of else 3
+    return kind, -SequenceMatcher(None, of, owner).ratio()
 
 
 def _collapsed(hits: list[Hit], named: list[Hit]) -> list[Hit]:

@@ -98,10 +98,15 @@ def _cached(request: Request) -> Index | None:
         except (sqlite3.Error, ValueError, OSError):
             continue  # damaged: it is built anew, over this one
         age = datetime.now(UTC).timestamp() - file.stat().st_mtime
-        if source in EXACT or request.offline or age < (DAY if source == "site" else HOUR):
+        tried = index.meta.get("tried") == "True" or request.source != "auto"
+        young = tried and age < (DAY if source == "site" else HOUR)
+        if source in EXACT or request.offline or young:
             request.cache.used(file)
-            if source not in EXACT:
-                request.notes += filter(None, index.meta.get("notes", "").split("\n"))
+            if source != _sources(request)[0] and index.meta.get("notes"):
+                request.notes.append(
+                    f"not from {_sources(request)[0]}, which could not be had {round(age / 60)}"
+                    " minutes ago (--refresh tries again)"
+                )
             return index
         index.close()
     return None
@@ -126,6 +131,8 @@ def _build(request: Request) -> Index:
             "source": source,
             "built": datetime.now(UTC).isoformat(timespec="seconds"),
             "notes": "\n".join(request.notes),
+            # What was made without trying what comes before it is no answer to who wants that.
+            "tried": str(not request.offline and request.source == "auto"),
         }
         return _write(request, source, sections, facts)
     reasons = ";\n".join(request.notes) or (

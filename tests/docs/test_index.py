@@ -297,7 +297,7 @@ def test_no_extension_of_sqlite_is_needed(make: Make, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sqlite3, "connect", guarded)
     index = make(prose("A", "words"), api("lib.b", "words"))
     assert ask(index, "words") != []
-    assert titles(lookup([index], "lib.b")) == ["b"]
+    assert titles(lookup([(index, None)], "lib.b")) == ["b"]
     assert titles(index.titles_near("a title: wordless b")) == []
     assert sqlite3.SQLITE_CREATE_TABLE in seen
     assert denied == []
@@ -445,14 +445,72 @@ def test_two_names_that_are_both_asked_for_are_both_given(make: Make) -> None:
 
 def test_a_lookup_gives_the_entries_of_a_name(make: Make) -> None:
     index = make(*PROSE, *ENTRIES)
-    assert titles(lookup([index], "lib.Session.get")) == ["Session.get"]
-    assert titles(lookup([index], " anything.GET() ")) == ["Session.get"]
-    assert set(titles(lookup([index], "execute"))) == {
+    assert titles(lookup([(index, None)], "lib.Session.get")) == ["Session.get"]
+    assert titles(lookup([(index, None)], " anything.GET() ")) == ["Session.get"]
+    assert set(titles(lookup([(index, None)], "execute"))) == {
         "Session.execute",
         "scoped_session.execute",
         "Connection.execute",
     }
-    assert lookup([index], "statement") == []
+    assert lookup([(index, None)], "statement") == []
+
+
+def parameters(name: str, *params: str) -> Section:
+    section = api(name, "\n".join(f"- **{each}** - what {each} does." for each in params))
+    section.anchors = tuple(f"{name}.params.{each}" for each in params)
+    return section
+
+
+def test_a_parameter_leads_to_what_has_it(make: Make) -> None:
+    filling = [f"p_{number}" for number in range(300)]
+    index = make(*ENTRIES, parameters("lib.Engine.__init__", *filling, "pool_size"), *FILLER)
+    for name in ("Engine.pool_size", "lib.Engine.pool_size", "pool_size"):
+        (hit,) = lookup([(index, None)], name)
+        assert hit.title == "Engine.__init__"
+        (chunk,) = hit.scores
+        assert "**pool_size**" in dict(hit.texts())[chunk]
+
+
+def test_a_class_comes_with_its_constructor_and_members(make: Make) -> None:
+    index = make(
+        *ENTRIES, api("lib.Session", "A session."), api("lib.Session.__init__", "Makes one.")
+    )
+    assert titles(lookup([(index, None)], "Session")) == [
+        *("Session", "Session.__init__", "Session.execute", "Session.get")
+    ]
+
+
+def test_the_class_that_is_most_like_what_stands_before_the_name_is_first(make: Make) -> None:
+    entries = [api(f"lib.{name}.drop", "Drops.") for name in ("BatchOps", "Operations", "Table")]
+    index = make(*entries, *FILLER)
+    for name, title in {"op": "Operations", "batch_op": "BatchOps", "Tabel": "Table"}.items():
+        assert lookup([(index, None)], f"{name}.drop")[0].title == f"{title}.drop"
+
+
+def test_an_address_gives_its_section(make: Make) -> None:
+    index = make(*PROSE, *ENTRIES, prose("Eager loading", "Elsewhere.", page="other"))
+    for address in (f"{URL}/page.html#eager-loading", "page.html#eager-loading"):
+        assert [hit.url for hit in find([(index, None)], address)] == [
+            f"{URL}/page.html#eager-loading"
+        ]
+    assert ask(index, f"{URL}/page.html") == ["Eager loading", "Statements"]
+    assert ask(index, f"{URL}/no.html#eager-loading") == []
+
+
+def test_a_code_alone_and_the_last_of_two(make: Make) -> None:
+    errors = [
+        prose(title, "An error.", page="errors", anchors=(f"error-{code}",))
+        for title, code in (("Cause", "gkpj"), ("Raised", "7s2a"))
+    ]
+    index = make(*errors, *FILLER)
+    assert ask(index, "7s2a") == ["Raised"]
+    links = "see https://sqlalche.me/e/21/gkpj and then https://sqlalche.me/e/21/7s2a"
+    assert ask(index, links)[:2] == ["Raised", "Cause"]
+
+
+def test_words_that_are_spelt_almost_right_are_near(make: Make) -> None:
+    index = make(*PROSE, *ENTRIES, *FILLER)
+    assert titles(index.titles_near("selectinlaod"))[0] == "selectinload"
 
 
 def test_several_indexes_are_searched_as_one(make: Make) -> None:
@@ -512,6 +570,6 @@ def test_nothing_is_found_and_what_is_near(make: Make) -> None:
 def test_a_strange_query_finds_nothing_and_ends(make: Make, query: str) -> None:
     index = make(*PROSE, *ENTRIES)
     assert ask(index, query) == []
-    assert lookup([index], query) == []
+    assert lookup([(index, None)], query) == []
     assert index.titles_near(query) == []
     assert "Eager loading" in ask(index, f"collection {query}")
