@@ -77,6 +77,10 @@ uv and pip read.
 """
 
 
+NOTES = 4
+"""Lines that say why, at most."""
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise Failed(f"{message} (--help shows how it is used)", USAGE)
@@ -121,6 +125,7 @@ class Progress:
         self.started = time.monotonic()
 
     def say(self, text: str) -> None:
+        text = one_line(text)
         if not self.bar and not self.text:
             print(f"{text}, once for this version ...", file=sys.stderr)
         self.text = text
@@ -172,17 +177,16 @@ class Docs:
         from docsearch.sdists import find_sdist
 
         try:
-            version, sdist = find_sdist(library.name, None, root=self.root, offline=False)
+            version, _ = find_sdist(library.name, None, offline=False)
         except Unavailable as error:
             raise Failed(f"no version of {library.name} in the project; {error}") from error
-        return Release(library.name, version, "not in the project; newest on your index", sdist)
+        return Release(library.name, version, "not in the project; newest on your index")
 
     def request(self, library: Library, wanted: str | None, source: str) -> Request:
         release = self.release(library, wanted)
         return Request(
             library,
             release,
-            self.root,
             site_packages(self.root),
             self.cache,
             self.progress,
@@ -216,7 +220,9 @@ def library_of(name: str | None) -> Library:
 def ask(args: argparse.Namespace) -> int:
     """The reply to a query or for a symbol, printed."""
     library = library_of(args.library)
-    query = sys.stdin.read() if args.query == ["-"] else " ".join(args.query)
+    if args.query == ["-"]:
+        args.query = [sys.stdin.read() if sys.stdin else ""]
+    query = " ".join(args.query)
     if bool(query.strip()) == bool(args.symbol):
         raise Failed(
             "expected a query or --symbol NAME, one of the two; - reads standard input", USAGE
@@ -227,7 +233,10 @@ def ask(args: argparse.Namespace) -> int:
         raise Failed(f"-k {args.k}: expected 1 to 20", USAGE)
     try:
         return answer(args, library, query)
-    except sqlite3.DatabaseError:  # a cached file is damaged where opening it does not look
+    except (
+        sqlite3.DatabaseError,
+        ValueError,
+    ):  # a cached file is damaged where opening it does not look
         args.refresh = True
         return answer(args, library, query)
 
@@ -267,10 +276,12 @@ def also_sqlalchemy(docs: Docs, library: Library, own: Index, notes: list[str]) 
         f" source: {source_of(index)}"
     )
     notes += [f"sqlalchemy {note}" for note in more]
-    # Where SQLModel's own pages could not be had, SQLAlchemy's are all that there is.
-    pages = library.with_sqlalchemy if own.meta["source"] != "installed" else ("",)
-    exact = index.meta["source"] in EXACT
-    return [(index, (lambda url: any(f"/{page}" in url for page in pages)) if exact else None)]
+    if index.meta["source"] not in EXACT:
+        return [(index, None)]
+    # Where SQLModel's own pages could not be had, the rest of SQLAlchemy's may answer as well.
+    rest = 0.6 if own.meta["source"] == "installed" else 0.0
+    pages = library.with_sqlalchemy
+    return [(index, lambda url: 1.0 if any(f"/{page}" in url for page in pages) else rest)]
 
 
 def not_quite(hit: Hit, wanted: str) -> list[str]:
@@ -285,9 +296,9 @@ def not_quite(hit: Hit, wanted: str) -> list[str]:
 
 def origin_of(index: Index, release: Release) -> str:
     """Why this version; of a substitute, for which one."""
-    if wanted := index.meta.get("wanted"):
-        return f"instead of {wanted}, {release.origin}"
-    return release.origin
+    origin = one_line(release.origin)[:120]  # names of the project's files are in it
+    wanted = index.meta.get("wanted")
+    return f"instead of {one_line(wanted)}, {origin}" if wanted else origin
 
 
 def source_of(index: Index) -> str:
@@ -301,7 +312,9 @@ def header(meta: dict[str, Any], found: str, longest_note: int) -> str:
         f"docs: {meta['library']} {meta['version']} ({meta['version_from']})"
         f" | source: {meta['source']} | {found}"
     )
-    return "\n".join([first, *(f"note: {note[:longest_note]}" for note in meta["notes"])])
+    notes = [f"note: {note[:longest_note]}" for note in meta["notes"][:NOTES]]
+    more = len(meta["notes"]) - len(notes)
+    return "\n".join([first, *notes, *([f"note: and {more} more"] if more > 0 else [])])
 
 
 def show(args: argparse.Namespace, meta: dict[str, Any], hits: Sequence[Hit]) -> None:
@@ -431,6 +444,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FOUND
+    except (
+        Exception
+    ) as error:  # a line instead of a traceback, and no code that means something else
+        print(f"fetch_docs.py: {one_line(f'{type(error).__name__}: {error}')}", file=sys.stderr)
+        return UNAVAILABLE
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import re
 import sys
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -20,13 +20,13 @@ import fetch_docs
 from docsearch.archive import members
 from docsearch.libraries import LIBRARIES
 from docsearch.passages import choose
-from docsearch.search import Hit, Index, find
+from docsearch.search import Hit, Searched, find
 from docsearch.sources import asked, sdist_archive
 
 HERE = Path(__file__).parent
 FORMS = ("natural", "keywords")
 BUDGET = 1500
-BOUNDS = {"natural": {3: 0.85, 5: 0.87}, "keywords": {3: 0.95, 5: 0.97}}
+BOUNDS = {"natural": {3: 0.9, 5: 0.92}, "keywords": {3: 0.95, 5: 0.97}}
 """What the test part must reach with `--check`."""
 
 SOURCES = {"fastapi": "sdist", "sqlmodel": "installed", "pydantic": "installed"}
@@ -56,9 +56,6 @@ class Answer:
     tokens: int
     first: str
     """The address of the first hit."""
-
-
-Searched = list[tuple[Index, Callable[[str], bool] | None]]
 
 
 def questions(part: str, libraries: Sequence[str]) -> list[Question]:

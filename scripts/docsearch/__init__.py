@@ -1,7 +1,8 @@
 """What `fetch_docs.py` is made of: find, read, index and search the official documentation.
 
-Arrows go one way: releases, transfer, the readers (sphinx, markdown, rst, installed) know
-only this module; sources puts them together; index, search and passages never fetch.
+Arrows go one way. releases and sdists say which version and where it is; transfer and archive
+bring it; sphinx, markdown, rst, site_index, live and installed read it into `Section`s; sources
+puts these together; words, index, search and passages never fetch.
 """
 
 from dataclasses import dataclass, field

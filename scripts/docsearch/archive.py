@@ -9,7 +9,8 @@ from . import Unavailable
 
 FILE_BYTES = 8_000_000  # the largest page of these libraries has 2 MB
 ARCHIVE_BYTES = 512_000_000  # the largest archive has 69 MB, unpacked
-MEMBERS = 20_000  # the most have 2,036
+KEPT_BYTES = 128_000_000  # of all files that are wanted; the most have 50 MB
+MEMBERS = 20_000  # and extension headers; the most have 2,036
 RATIO = 200  # the highest is 9
 SMALL = 1_000_000  # unpacked bytes below which no ratio counts: an empty archive has 227
 EXTENSION_BYTES = 65_536  # of the header that carries a member's long name: a path has 4,096
@@ -31,22 +32,25 @@ def members(archive: bytes, keep: Callable[[str], bool]) -> Iterator[tuple[str, 
     of its versions search them in quadratic time.
     """
     tape = _Tape(archive)
-    count = 0
+    count = kept = 0
     longer: dict[bytes, bytes] = {}  # what extension headers say of the member that follows
     while header := tape.header():
         kind, size = header[156:157], _number(header[124:136])
-        if kind in _EXTENSIONS:
-            longer |= _extension(kind, tape.read(size, EXTENSION_BYTES, "an extension header"))
-            continue
         count += 1
         if count > MEMBERS:
             raise Unavailable(f"the archive has more members than the {MEMBERS} that are read")
+        if kind in _EXTENSIONS:
+            longer |= _extension(kind, tape.read(size, EXTENSION_BYTES, "an extension header"))
+            continue
         name = _name(longer.get(b"path") or _ustar_name(header))
         size = _number(longer[b"size"], base=10) if b"size" in longer else size
         longer = {}
         if kind in _WITHOUT_CONTENT:
             continue
         if kind in _REGULAR and name and keep(name):
+            kept += size
+            if kept > KEPT_BYTES:
+                raise Unavailable(f"the pages in the archive have more than {KEPT_BYTES} bytes")
             yield name, tape.read(size, FILE_BYTES, name)
         else:
             tape.skip(size)

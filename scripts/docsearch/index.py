@@ -48,7 +48,7 @@ _SCHEMA = """
         PRIMARY KEY (anchor, section)) WITHOUT ROWID;
 """
 
-_FENCE = re.compile(r"^\s*(`{3,}(?!.*`)|~{3,})")  # not `` ```code``` `` within a line
+_FENCE = re.compile(r"^\s*(`{3,}+(?!.*`)|~{3,})")  # not `` ```code``` `` within a line
 
 
 def tokens(text: str) -> int:
@@ -179,13 +179,13 @@ def _names(section: Section) -> Iterator[str]:
     with what they belong to or if they can be told from a word, `expire_on_commit`.
     """
     for name in section.names:
-        parts = name.lower().split(".")
+        parts = name.lower()[:300].split(".")[-8:]
         for at in range(len(parts)):
             yield ".".join(parts[at:])
     for anchor in section.anchors:
-        owner, mark, parameter = anchor.lower().partition(".params.")
+        owner, mark, parameter = anchor.lower()[:300].partition(".params.")
         if mark:
-            parts = owner.removesuffix(".__init__").split(".")
+            parts = owner.removesuffix(".__init__").split(".")[-8:]
             for at in range(len(parts)):
                 yield ".".join([*parts[at:], parameter])
             if "_" in parameter:

@@ -4,10 +4,12 @@ Nothing of it is imported or run: its files are those that its own RECORD lists.
 """
 
 import ast
+import csv
 import gc
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import cleandoc
 from itertools import pairwise
@@ -16,6 +18,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import Section, Unavailable
+from .releases import same_version
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -24,6 +27,8 @@ SKIPPED_FOLDERS = {"test", "tests", "testing", "_vendor", "vendor", "vendored"}
 LINE_WIDTH = 100
 LARGEST_FILE = 4_000_000
 """Bytes. Larger files of Python are generated, and would cost seconds each."""
+MOST_BASES = 50
+"""Private ones of a class, whose methods are shown as its own."""
 
 
 def docstrings(library: str, version: str, paths: list[Path]) -> list[Section]:
@@ -35,7 +40,7 @@ def docstrings(library: str, version: str, paths: list[Path]) -> list[Section]:
     distribution = _distribution(library, paths)
     if distribution is None:
         raise Unavailable(f"{library} is not installed in {', '.join(map(str, paths)) or 'any'}")
-    if distribution.version != version:
+    if not same_version(distribution.version, version):
         raise Unavailable(f"{library} {distribution.version} is installed, not {version}")
     collects = gc.isenabled()
     gc.disable()  # syntax trees are many objects that all stay: a fifth of the time
@@ -66,15 +71,28 @@ def _distribution(library: str, paths: list[Path]) -> "Distribution | None":
 
 
 def _texts(distribution: "Distribution", suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    for file in distribution.files or []:
+    try:
+        files = dict.fromkeys(distribution.files or ())  # one listed many times is read once
+    except (TypeError, ValueError, csv.Error) as error:
+        raise Unavailable(f"its RECORD, the list of its files, is broken: {error}") from error
+    for file in files:
         if file.suffix not in suffixes or ".." in file.parts or file.is_absolute():
             continue
-        path = Path(str(distribution.locate_file(file)))
-        try:
-            if path.stat().st_size <= LARGEST_FILE:
-                yield file.as_posix(), path.read_bytes()
-        except OSError:
-            continue
+        with suppress(OSError):
+            text = _content(Path(str(distribution.locate_file(file))))
+            if text is not None:
+                yield file.as_posix(), text
+
+
+def _content(path: Path) -> bytes | None:
+    """None if it is too large, or no file: a pipe would hang. Installers make links into their
+    cache; a link to a file of another kind is somebody's trick.
+    """
+    if not path.is_file() or path.resolve().suffix != path.suffix:
+        return None
+    with path.open("rb") as file:
+        text = file.read(LARGEST_FILE + 1)  # what a size says is not true of all
+    return text if len(text) <= LARGEST_FILE else None
 
 
 # Modules
@@ -101,6 +119,8 @@ class _Module:
     """Several of one name: overloads."""
     imports: dict[str, _Import] = field(default_factory=dict[str, _Import])
     stars: list[str] = field(default_factory=list[str])
+    docs: dict[str, str] | None = None
+    """The first docstring of each name of a method, once they are asked for."""
 
     def exports(self, name: str) -> bool:
         if self.public is not None:
@@ -142,14 +162,16 @@ def _parsed(text: bytes) -> ast.Module | None:
 
 
 def _read(body: Iterable[ast.stmt], module: _Module, front: bool) -> None:
-    for node in body:
+    waiting = [*body][::-1]
+    while waiting:
+        node = waiting.pop()
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 module.definitions.setdefault(node.name, []).append(node)
             case ast.ImportFrom():
                 _read_import(node, module, front)
             case ast.If() | ast.Try():  # TYPE_CHECKING, optional parts
-                _read([*node.body, *node.orelse], module, front)
+                waiting += [*node.body, *node.orelse][::-1]  # `elif` may nest without end
             case ast.Assign(targets=[ast.Name("__all__")], value=ast.List() | ast.Tuple() as value):
                 names = [each.value for each in value.elts if isinstance(each, ast.Constant)]
                 module.public = {name for name in names if isinstance(name, str)}
@@ -182,7 +204,7 @@ def _public_names(modules: dict[str, _Module]) -> dict[_Origin, list[str]]:
     for module in modules.values():
         if _is_private(module.name):
             continue
-        for name in _exported(module.name, modules, set()):
+        for name in sorted(_exported(module.name, modules, set())):
             origin = _origin((module.name, name), modules)
             if origin:
                 names.setdefault(origin, []).append(f"{module.name}.{name}")
@@ -255,7 +277,7 @@ def _class(
     node: ast.ClassDef, names: tuple[str, ...], module: _Module, modules: dict[str, _Module]
 ) -> Iterator[Section]:
     title = _last(names[0])
-    methods = _methods(node, module, modules, set())
+    methods = _methods(node, module, modules)
     start = methods.pop("__init__").nodes[-1] if "__init__" in methods else None
     bases = ", ".join(map(_source, node.bases))
     signature = f"class {node.name}({bases}):" if bases else f"class {node.name}:"
@@ -286,21 +308,40 @@ def _attributes(node: ast.ClassDef) -> Iterator[tuple[ast.AnnAssign, str]]:
 
 
 def _methods(
-    node: ast.ClassDef, module: _Module, modules: dict[str, _Module], seen: set[_Origin]
+    node: ast.ClassDef, module: _Module, modules: dict[str, _Module]
 ) -> dict[str, _Method]:
     """Of the class and its private bases: those users know by this class only."""
+    waiting, seen = [(node, module)], set[_Origin]()
+    owners: list[dict[str, _Method]] = []
+    while waiting and len(owners) < MOST_BASES:
+        node, module = waiting.pop()
+        owners.append(_own_methods(node, module))
+        waiting += [*_private_bases(node, module, modules, seen)][::-1]
     found: dict[str, _Method] = {}
+    for own in reversed(owners):
+        found |= own
+    return found
+
+
+def _private_bases(
+    node: ast.ClassDef, module: _Module, modules: dict[str, _Module], seen: set[_Origin]
+) -> Iterator[tuple[ast.ClassDef, _Module]]:
+    """Those that are not in `seen`; adds them to it, for each way to them doubles the work."""
     for base in node.bases:
         origin = _origin((module.name, _source(base)), modules)
         if origin and origin[1].startswith("_") and origin not in seen:
+            seen.add(origin)
             parent = modules[origin[0]].definitions[origin[1]][-1]
             if isinstance(parent, ast.ClassDef):
-                found = _methods(parent, modules[origin[0]], modules, seen | {origin}) | found
+                yield parent, modules[origin[0]]
+
+
+def _own_methods(node: ast.ClassDef, module: _Module) -> dict[str, _Method]:
     own: dict[str, _Method] = {}
     for each in node.body:
         if isinstance(each, _Function):
             own.setdefault(each.name, _Method([], module)).nodes.append(each)
-    return found | own
+    return own
 
 
 def _function(title: str, names: tuple[str, ...], function: _Method) -> Iterator[Section]:
@@ -331,7 +372,7 @@ def _section(
 # Text
 
 
-_ROLE = re.compile(r":(?:[a-z]+:)?[a-z]+:`(?:[^`<]*<)?[~!.]*([^`<>]+)>?`")
+_ROLE = re.compile(r":(?:[a-z]+:)?[a-z]+:`(?:[^`<]*<)?[~!.]*+([^`<>]+)>?`")
 
 
 def _cleaned(doc: str) -> str:
@@ -356,11 +397,18 @@ def _doc_of_method(function: _Function, module: _Module) -> str:
     used = {each.attr for each in ast.walk(function) if isinstance(each, ast.Attribute)}
     if function.name not in used:
         return ""
+    if module.docs is None:
+        module.docs = _docs_of_methods(module)
+    return module.docs.get(function.name, "")
+
+
+def _docs_of_methods(module: _Module) -> dict[str, str]:
+    docs: dict[str, str] = {}
     for nodes in module.definitions.values():
         for each in getattr(nodes[-1], "body", ()):
-            if isinstance(each, _Function) and each.name == function.name and _doc(each):
-                return _doc(each)
-    return ""
+            if isinstance(each, _Function) and each.name not in docs and (doc := _doc(each)):
+                docs[each.name] = doc
+    return docs
 
 
 def _has_decorator(node: _Function, name: str) -> bool:

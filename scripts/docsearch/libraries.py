@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-USER_AGENT = "async-sqlmodel-docs/1 (reads documentation once per version and caches it)"
-
 
 @dataclass(frozen=True, slots=True)
 class Library:

@@ -19,6 +19,8 @@ PAGES = 5
 INDEX_LIMIT, PAGE_LIMIT = 16_000_000, 8_000_000
 TITLE = 3.0
 """What a word in a title counts, against one in the text."""
+LONGEST_NAME = 500
+"""Of a module or class: it stands before each of its objects."""
 
 
 def pages(query: str, site: str, names: Iterable[str], client: "Transfer") -> list[Section]:
@@ -45,7 +47,7 @@ def _search_index(site: str, names: Iterable[str], client: "Transfer") -> Mappin
         start, end = text.find("{"), text.rfind("}")
         try:
             index: Any = json.loads(text[start : end + 1])
-        except ValueError:
+        except (ValueError, RecursionError):
             index = None
         if not isinstance(index, dict) or "docnames" not in index:
             raise Unavailable(f"{site}{name}: not a search index of Sphinx")
@@ -54,17 +56,25 @@ def _search_index(site: str, names: Iterable[str], client: "Transfer") -> Mappin
 
 
 def best_pages(query: str, index: Mapping[str, Any]) -> list[str]:
-    """Names of pages, best first, by the words of their titles and texts."""
+    """Names of pages, best first, by the words of their titles and texts. Raises `Unavailable` if
+    the index is not in the form that Sphinx gives it.
+    """
+    try:
+        return _best_pages(set(searched(query)), index)
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise Unavailable(f"not a search index of Sphinx: {type(error).__name__}") from error
+
+
+def _best_pages(words: set[str], index: Mapping[str, Any]) -> list[str]:
     names: list[str] = index["docnames"]
-    words = searched(query)
     by_word: defaultdict[str, defaultdict[int, float]] = defaultdict(lambda: defaultdict(float))
     for title, places in index.get("alltitles", {}).items():
-        for word in set(terms(title)):
+        for word in words.intersection(terms(title)):
             for place in places:
                 by_word[word][place[0]] += TITLE
     for prefix, objects in index.get("objects", {}).items():
         for entry in objects:
-            for word in set(terms(f"{prefix}.{entry[-1]}")):
+            for word in words.intersection(terms(f"{prefix[:LONGEST_NAME]}.{entry[-1]}")):
                 by_word[word][entry[0]] += TITLE
     for word, places in index.get("terms", {}).items():
         for page in cast("list[int]", places if isinstance(places, list) else [places]):
@@ -75,4 +85,6 @@ def best_pages(query: str, index: Mapping[str, Any]) -> list[str]:
         rarity = math.log(1 + len(names) / (1 + len(found)))
         for page, weight in found.items():
             scores[page] += rarity * min(weight, 2 * TITLE)
-    return [names[page] for page, _ in sorted(scores.items(), key=lambda each: (-each[1], each[0]))]
+    best = sorted(scores.items(), key=lambda each: (-each[1], each[0]))
+    # JSON can hold half a character, which no address can.
+    return [names[page].encode("utf-8", "replace").decode() for page, _ in best]

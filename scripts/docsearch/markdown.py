@@ -294,7 +294,7 @@ class _Unfolded:
 
 _TICKS = re.compile("`+")
 _SPECIAL = re.compile(r"[\\`<\[\]{]|!\[")
-_TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9-]*)([^<>]*)>")
+TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9-]*+)([^<>]*+)>")  # possessive: linear
 _AUTOLINK = re.compile(r"<([a-z][a-z0-9+.-]{1,31}:[^\s<>]*)>")
 _DESTINATION = re.compile(
     r"\(\s*+(?:<[^<>\n]*>|(?:[^\s()\\]|\\.|\((?:[^\s()\\]|\\.)*+\))*+)"
@@ -363,7 +363,7 @@ class _Inline:
             self.at = end + 3 if end > 0 else len(self.text)
         elif match := self.skip(_AUTOLINK):
             self.out.append(match[1])
-        elif match := self.skip(_TAG):
+        elif match := self.skip(TAG):
             self.out.append({"code": "`", "br": " "}.get(match[2].lower(), ""))
         else:
             self.take(1)
@@ -402,7 +402,7 @@ class Html:
         self.unseen = ""
         at = 0
         html = _without_comments(html)
-        for match in _TAG.finditer(html):
+        for match in TAG.finditer(html):
             self.data(html[at : match.start()])
             self.tag(match[2].lower(), match[3], closing=bool(match[1]))
             at = match.end()
@@ -498,18 +498,17 @@ class _Heading:
     end: int
 
 
-def sections(text: str, *, page_url: str, root: str = "") -> list[Section]:
+def sections(text: str, *, page_url: str) -> list[Section]:
     """The sections of a page, by heading, those without text left out.
 
-    `page_url` is the page's address; `root` is put before the titles in `path`. Text before
-    the first heading has the title of the front matter, or else the page's name.
+    `page_url` is the page's address. Text before the first heading has the title of the front
+    matter, or else the page's name.
     """
     front, lines = _front_matter(_lines(text))
     source = _Unfolded(lines).lines
     tokens = _parser().parse("\n".join(source))
     headings = _headings(tokens)
     leaves = _leaves(tokens, source)
-    path = (root,) if root else ()
     name = front or page_url.rstrip("/").rpartition("/")[2]
     starts = [_Heading(0, name, "", 0, 0), *headings]
     ends = [each.start for each in headings] + [len(source)]
@@ -519,7 +518,7 @@ def sections(text: str, *, page_url: str, root: str = "") -> list[Section]:
         while above and above[-1].level >= heading.level:
             above.pop()
         if body := _body(source, leaves, heading.end, end):
-            crumbs = path + tuple(each.title for each in above)
+            crumbs = tuple(each.title for each in above)
             url = f"{page_url}#{heading.anchor}" if heading.anchor else page_url
             out.append(Section(heading.title, crumbs, url, body))
         if heading.level:

@@ -5,9 +5,11 @@ metadata are read as text.
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from . import USAGE, Failed
@@ -18,16 +20,6 @@ REQUIREMENTS = ("requirements.txt", "requirements*.txt", "requirements/*.txt")
 
 
 @dataclass(frozen=True, slots=True)
-class Sdist:
-    """A source archive on the user's index."""
-
-    url: str
-    """https, http to this machine, or `file:` where the user's settings name a folder."""
-    sha256: str
-    size: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class Release:
     """One version of a library, and why that one."""
 
@@ -35,19 +27,33 @@ class Release:
     version: str
     origin: str
     """`--version`, `uv.lock`, `installed in .venv`, `pin in pyproject.toml` ..."""
-    sdist: Sdist | None = None
-    """If the lock file names it."""
+    sha256: str = ""
+    """Of its sdist, if the lock file names it. (The address is not taken from there: a project
+    could name any, and what comes from it would be everybody's documentation.)
+    """
     notes: tuple[str, ...] = ()
     """Files that could not be read on the way, one line each."""
 
 
 def project_root(start: Path) -> Path:
-    """The nearest folder, from `start` upwards, that looks like a project; else `start`."""
+    """The nearest folder, from `start` upwards, that looks like a project; else `start`. Folders of
+    another owner are not looked at: a file in a shared one would decide for all below it.
+    """
     start = start.absolute()
+    owner = _owner(start)
     for folder in (start, *start.parents):
+        if owner is not None and _owner(folder) != owner:
+            break
         if any((folder / mark).exists() for mark in ROOT_MARKS):
             return folder
     return start
+
+
+def _owner(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_uid
+    except OSError:
+        return None
 
 
 def site_packages(root: Path) -> list[Path]:
@@ -62,30 +68,29 @@ def find_release(library: str, root: Path, wanted: str | None) -> Release | None
     None if none of them says. Raises Failed(USAGE) if `wanted` is not a version.
     """
     if wanted is not None:
-        wanted = _checked(wanted)
-        return Release(library, wanted, "--version", locked_sdist(library, wanted, root))
+        return Release(library, _checked(wanted), "--version")
     notes: list[str] = []
     where, paths = _environment(root)
     installed = _installed(library, paths)
     locked = next(_locked(library, root, notes), None)
     if locked:
-        version, origin, sdist = locked
+        version, origin, digest = locked
         if installed and version_key(installed) != version_key(version):
             origin += f"; {installed} is installed"
-        return Release(library, version, origin, sdist, tuple(notes))
+        return Release(library, version, origin, digest, tuple(notes))
     if installed:
-        return Release(library, installed, f"installed in {where}", None, tuple(notes))
+        return Release(library, installed, f"installed in {where}", "", tuple(notes))
     pin = _pinned(library, root, notes)
-    return Release(library, pin, "pin in pyproject.toml", None, tuple(notes)) if pin else None
+    return Release(library, pin, "pin in pyproject.toml", "", tuple(notes)) if pin else None
 
 
 # Versions
 
 _VERSION = re.compile(
-    r"""v? (?:(?P<epoch>\d+)!)? (?P<release>\d+(?:\.\d+)*)
-    (?:[-_.]? (?P<pre>a|b|c|rc|alpha|beta|pre|preview) [-_.]? (?P<pre_number>\d*))?
-    (?:-(?P<implicit>\d+) | [-_.]? (?P<post>post|rev|r) [-_.]? (?P<post_number>\d*))?
-    (?:[-_.]? (?P<dev>dev) [-_.]? (?P<dev_number>\d*))?
+    r"""v? (?:(?P<epoch>\d{1,9})!)? (?P<release>\d{1,9}(?:\.\d{1,9}){0,9})
+    (?:[-_.]? (?P<pre>a|b|c|rc|alpha|beta|pre|preview) [-_.]? (?P<pre_number>\d{0,9}))?
+    (?:-(?P<implicit>\d{1,9}) | [-_.]? (?P<post>post|rev|r) [-_.]? (?P<post_number>\d{0,9}))?
+    (?:[-_.]? (?P<dev>dev) [-_.]? (?P<dev_number>\d{0,9}))?
     (?:\+[a-z0-9]+(?:[-_.][a-z0-9]+)*)?""",
     re.VERBOSE | re.IGNORECASE | re.ASCII,
 )
@@ -130,7 +135,8 @@ def same_version(one: str, other: str) -> bool:
 
 # Lock files
 
-_Locked = tuple[str, str, Sdist | None]
+_Locked = tuple[str, str, str]
+"""Version, origin, sha256 of the sdist or ""."""
 _PACKAGE = re.compile(r"^\[\[packages?\]\]", re.MULTILINE)
 
 
@@ -143,13 +149,6 @@ def _upwards(root: Path) -> list[Path]:
     return folders[: top + 1]
 
 
-def locked_sdist(library: str, version: str, root: Path) -> Sdist | None:
-    for found, _, sdist in _locked(library, root, []):
-        if sdist and same_version(found, version):
-            return sdist
-    return None
-
-
 def _locked(library: str, root: Path, notes: list[str]) -> Iterator[_Locked]:
     """What each lock file says, the one that counts first."""
     readers = [(name, _lock_entries) for name in LOCKS]
@@ -160,14 +159,14 @@ def _locked(library: str, root: Path, notes: list[str]) -> Iterator[_Locked]:
             for path in sorted(set(folder.glob(pattern)) - seen):
                 seen.add(path)
                 try:
-                    found = read(path.read_text(encoding="utf-8"), library)
-                except (OSError, ValueError) as error:  # TOML and encoding errors are ValueErrors
+                    found = read(_text(path), library)
+                except (OSError, ValueError, RecursionError) as error:  # also of TOML, encoding
                     notes.append(f"{path.name} cannot be read: {error}")
                     continue
                 yield from _chosen(path.relative_to(folder).as_posix(), found)
 
 
-def _chosen(name: str, found: dict[str, Sdist | None]) -> Iterator[_Locked]:
+def _chosen(name: str, found: dict[str, str]) -> Iterator[_Locked]:
     if not found:
         return
     version = highest(list(found))
@@ -176,22 +175,23 @@ def _chosen(name: str, found: dict[str, Sdist | None]) -> Iterator[_Locked]:
     yield version, origin, found[version]
 
 
-def _lock_entries(text: str, library: str) -> dict[str, Sdist | None]:
+def _lock_entries(text: str, library: str) -> dict[str, str]:
     """The versions in a lock file's blocks of that package, with their sdists.
 
     Only these blocks are parsed: for a large file, ten times as fast as all of it.
     """
     name = re.compile(rf"^name\s*=\s*[\"']{_name_pattern(library)}[\"']", _FLAGS)
     starts = [match.start() for match in _PACKAGE.finditer(text)] + [len(text)]
-    found: dict[str, Sdist | None] = {}
+    found: dict[str, str] = {}
     for match in name.finditer(text):
-        block = next(n for n, start in enumerate(starts) if start > match.start())
+        block = bisect_right(starts, match.start())
         if block == 0:
             continue  # above the first package
         entry = _parse_block(text[starts[block - 1] : starts[block]])
         version = entry.get("version")
-        if isinstance(version, str) and version_key(version):
-            found[version] = _sdist_of(entry)
+        own = name.match(f"name = {entry.get('name')!r}")  # not of a table within the package
+        if own and isinstance(version, str) and version_key(version):
+            found[version] = _digest(entry)
     return found
 
 
@@ -202,23 +202,14 @@ def _parse_block(text: str) -> dict[str, Any]:
     return (document.get("package") or document["packages"])[0]  # type: ignore[no-any-return]
 
 
-def _sdist_of(entry: dict[str, Any]) -> Sdist | None:
-    """From `sdist = { url, hash = "sha256:...", size }` or `sdist = { url, hashes, size }`."""
+def _digest(entry: dict[str, Any]) -> str:
+    """From `sdist = { hash = "sha256:..." }` or `sdist = { hashes = { sha256 = "..." } }`."""
     match entry.get("sdist"):
-        case {"url": str(url), "hashes": {"sha256": str(digest)}, **rest}:
-            pass
-        case {"url": str(url), "hash": str(digest), **rest}:
+        case {"hashes": {"sha256": str(digest)}} | {"hash": str(digest)}:
             digest = digest.removeprefix("sha256:")
+            return digest if re.fullmatch(r"[0-9a-f]{64}", digest) else ""
         case _:
-            return None
-    # A lock file is the project's, not the user's setting: it cannot point into the disk
-    usable = is_remote(url) and re.fullmatch(r"[0-9a-f]{64}", digest)
-    return sdist_entry(url, digest, rest) if usable else None
-
-
-def sdist_entry(url: str, sha256: str, rest: Mapping[Any, object]) -> Sdist:
-    size = rest.get("size")
-    return Sdist(url, sha256, size if isinstance(size, int) else None)
+            return ""
 
 
 _FLAGS = re.MULTILINE | re.IGNORECASE
@@ -228,12 +219,13 @@ def _name_pattern(library: str) -> str:
     return r"[-_.]+".join(map(re.escape, library.split("-")))
 
 
-def _requirement_pins(text: str, library: str) -> dict[str, Sdist | None]:
+def _requirement_pins(text: str, library: str) -> dict[str, str]:
     pin = re.compile(
-        rf"^[ \t]*{_name_pattern(library)}[ \t]*(?:\[[^\]\n]*\])?[ \t]*===?[ \t]*([^\s;,#\\]+)",
+        rf"^[ \t]*+{_name_pattern(library)}[ \t]*+"
+        r"(?:\[[^\]\n]*\][ \t]*+)?===?[ \t]*+([^\s;,#\\]++)",
         _FLAGS,
     )
-    return {version: None for version in pin.findall(text) if version_key(version)}
+    return {version: "" for version in pin.findall(text) if version_key(version)}
 
 
 def _pinned(library: str, root: Path, notes: list[str]) -> str | None:
@@ -244,7 +236,7 @@ def _pinned(library: str, root: Path, notes: list[str]) -> str | None:
     import tomllib
 
     try:
-        project = tomllib.loads(path.read_text(encoding="utf-8"))
+        project = tomllib.loads(_text(path))
         tables = project.get("project", {})
         lists = [
             tables.get("dependencies", []),
@@ -252,7 +244,7 @@ def _pinned(library: str, root: Path, notes: list[str]) -> str | None:
             *project.get("dependency-groups", {}).values(),
         ]
         lines = [line for entries in lists for line in entries if isinstance(line, str)]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         notes.append(f"pyproject.toml cannot be read: {error}")
         return None
     pins = list(_requirement_pins("\n".join(lines), library))
@@ -308,8 +300,8 @@ def _installed(library: str, paths: list[Path]) -> str | None:
 def _metadata_version(folder: Path) -> str | None:
     for name in ("METADATA", "PKG-INFO"):
         try:
-            text = (folder / name).read_text(encoding="utf-8", errors="replace")
-        except OSError:
+            text = _text(folder / name)
+        except (OSError, ValueError):
             continue
         match = re.search(r"^Version:\s*(\S+)", text, re.MULTILINE)
         if match and version_key(match[1]):
@@ -317,17 +309,15 @@ def _metadata_version(folder: Path) -> str | None:
     return None
 
 
-# Addresses
+# Files
+
+LARGEST = 50_000_000
+"""Bytes. A lock file of a thousand packages has 3 million."""
 
 
-def is_remote(url: str) -> bool:
-    return url.startswith("https://") or _is_loopback(url)
-
-
-def _is_loopback(url: str) -> bool:
-    from urllib.parse import urlsplit
-
-    host = urlsplit(url).hostname or ""
-    return url.startswith("http://") and (
-        host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
-    )
+def _text(path: Path) -> str:
+    """Raises OSError for what is no file of a usual size: a pipe would hang, a device never end."""
+    stat = path.stat()
+    if not S_ISREG(stat.st_mode) or stat.st_size > LARGEST:
+        raise OSError("not a regular file of a usual size")
+    return path.read_text(encoding="utf-8")

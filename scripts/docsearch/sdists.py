@@ -1,23 +1,18 @@
-"""Where the sdist of a version is: the project's lock file says, else the index that the user's own
-settings of uv or pip name. Nothing is downloaded but index pages, and nothing is built.
+"""Where the sdist of a version is: on the index that the user's own settings of uv or pip name.
+
+A project's settings are not read: with an override, uv builds what they name, and an index of
+theirs would make the documentation that other projects get, too.
 """
 
 import os
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import NO_SUCH_VERSION, Failed, Unavailable
-from .releases import (
-    Sdist,
-    highest,
-    is_remote,
-    locked_sdist,
-    same_version,
-    sdist_entry,
-    version_key,
-)
+from .releases import highest, same_version, version_key
 
 if TYPE_CHECKING:
     from unearth import Package, PackageFinder
@@ -26,21 +21,26 @@ UV_SECONDS = 60
 PIP_SECONDS = 20
 
 
-def find_sdist(
-    library: str, version: str | None, *, root: Path, offline: bool
-) -> tuple[str, Sdist]:
-    """The version (None: the newest) and its sdist: from the lock file, else asked of uv, else
-    of the index that pip's settings name.
+@dataclass(frozen=True, slots=True)
+class Sdist:
+    """A source archive on the user's index."""
+
+    url: str
+    """https, or `file:` where the user's settings name a folder."""
+    sha256: str
+
+
+def find_sdist(library: str, version: str | None, *, offline: bool) -> tuple[str, Sdist]:
+    """The version (None: the newest) and its sdist: asked of uv, else of the index that pip's
+    settings name. Nothing is downloaded but index pages.
 
     Raises Failed(NO_SUCH_VERSION) if the index has not got that version, and Unavailable if
     it cannot be asked or has no usable sdist.
     """
-    if version is not None and (sdist := locked_sdist(library, version, root)):
-        return version, sdist
     problems: list[str] = []
     for ask in (_ask_uv, _ask_pip):
         try:
-            return ask(library, version, root, offline)
+            return ask(library, version, offline)
         except Unavailable as problem:
             problems.append(str(problem))
     raise Unavailable("; ".join(problems))
@@ -49,37 +49,37 @@ def find_sdist(
 # The index, asked through uv
 
 
-def _ask_uv(library: str, version: str | None, root: Path, offline: bool) -> tuple[str, Sdist]:
+def _ask_uv(library: str, version: str | None, offline: bool) -> tuple[str, Sdist]:
     """By `uv pip compile --no-deps`, which reads index pages only: with no dependencies to
     find, it needs the metadata of no file, and so builds nothing.
     """
     try:
-        entry = _compile(f"{library}=={version}" if version else library, root, offline)
+        entry = _compile(f"{library}=={version}" if version else library, offline)
     except Unavailable as error:
         if version and not offline and "there is no version of" in str(error):
-            raise Failed(_no_such_version(library, version, root), NO_SUCH_VERSION) from None
+            raise Failed(_no_such_version(library, version), NO_SUCH_VERSION) from None
         raise
     found = str(entry.get("version"))
     if version and not same_version(found, version):
         raise Unavailable(f"uv's settings replace {library} {version} by {found}")
     match entry.get("sdist"):
-        case {"url": str(url), "hashes": {"sha256": str(digest)}, **rest}:
+        case {"url": str(url), "hashes": {"sha256": str(digest)}}:
             _require_https(url)
-            return version or found, sdist_entry(url, digest, rest)
+            return version or found, Sdist(url, digest)
         case _:
             raise Unavailable(f"{library} {found} has no sdist with a sha256 on uv's index")
 
 
-def _no_such_version(library: str, version: str, root: Path) -> str:
+def _no_such_version(library: str, version: str) -> str:
     text = f"{library} {version} is not on your index"
     try:
-        before = _compile(f"{library}<{version}", root, offline=False)
+        before = _compile(f"{library}<{version}", offline=False)
     except Unavailable:
         return text
     return f"{text}; the nearest before it is {before.get('version')}"
 
 
-def _compile(requirement: str, root: Path, offline: bool) -> dict[str, Any]:
+def _compile(requirement: str, offline: bool) -> dict[str, Any]:
     """The package's entry in uv's answer. Raises Unavailable with what uv says instead."""
     import subprocess
     import tomllib
@@ -95,7 +95,7 @@ def _compile(requirement: str, root: Path, offline: bool) -> dict[str, Any]:
         done = subprocess.run(
             command,
             input=requirement,
-            cwd=root,  # uv.toml and pyproject.toml name the index
+            cwd=_users_folder(),  # uv reads the settings of where it stands
             env={"UV_HTTP_RETRIES": "1", **os.environ},
             capture_output=True,
             encoding="utf-8",
@@ -116,6 +116,12 @@ def _compile(requirement: str, root: Path, offline: bool) -> dict[str, Any]:
     return entry
 
 
+def _users_folder() -> Path:
+    """Where no project is but the user's own."""
+    home = Path.home()
+    return home if home.is_dir() else Path(home.anchor)
+
+
 def _uv() -> list[str]:
     """How to start uv. Raises Unavailable without one."""
     import importlib.util
@@ -123,8 +129,8 @@ def _uv() -> list[str]:
 
     found = shutil.which("uv")
     # Windows looks into the current folder first, which may be the project
-    if found and Path(found).resolve().parent != Path.cwd():
-        return [found]
+    if found and Path(found).absolute().parent.resolve() != Path.cwd().resolve():
+        return [str(Path(found).absolute())]
     if importlib.util.find_spec("uv"):
         return [sys.executable, "-P", "-m", "uv"]  # -P: not a uv.py lying in the project
     raise Unavailable("uv is not installed")
@@ -133,7 +139,7 @@ def _uv() -> list[str]:
 # The index, asked with pip's settings
 
 
-def _ask_pip(library: str, version: str | None, _: Path, offline: bool) -> tuple[str, Sdist]:
+def _ask_pip(library: str, version: str | None, offline: bool) -> tuple[str, Sdist]:
     """With unearth, for those who have no uv."""
     finder = _finder(offline)
     asked = f"{library}=={version}" if version else library
@@ -162,7 +168,7 @@ def _best(files: "list[Package]") -> tuple[str, Sdist]:
     for link in sdists:
         if digest := (link.hash_option or {}).get("sha256"):
             _require_https(link.url_without_fragment)
-            return version, Sdist(link.url_without_fragment, digest[0], None)
+            return version, Sdist(link.url_without_fragment, digest[0])
     raise Unavailable(f"pip's index gives no sha256 for {sdists[0].filename}")
 
 
@@ -193,7 +199,7 @@ def _finder(offline: bool) -> "PackageFinder":
         raise Unavailable("pip's settings name no index")
     for url in (*indexes, *links):
         _require_https(url)
-        if offline and is_remote(url):
+        if offline and url.startswith("https://"):
             raise Unavailable("offline: pip's index is not asked")
     return PackageFinder(index_urls=indexes, find_links=links, ignore_compatibility=True)
 
@@ -243,8 +249,8 @@ def _unquoted(value: str) -> str:
 
 
 def _require_https(url: str) -> None:
-    """Raises Unavailable for anything but https, a folder, or a server on this machine."""
-    if "://" in url and not url.startswith("file://") and not is_remote(url):
+    """Raises Unavailable for anything but https or a folder."""
+    if "://" in url and not url.startswith(("file://", "https://")):
         raise Unavailable(f"{_one_line(url)} is not https, which is required of an index")
 
 

@@ -108,10 +108,10 @@ class Index:
             hit.score *= (best[0] + SECOND * sum(best[1:2])) * (API if hit.api else 1.0)
         return sorted(found.values(), key=_best)
 
-    def search(self, query: str, *, within: Callable[[str], bool] | None = None) -> list[Hit]:
+    def search(self, query: str, *, weigh: Callable[[str], float] | None = None) -> list[Hit]:
         """Sections that share words with the query, best first.
 
-        `within` says of a URL whether it may be found.
+        `weigh` gives a factor for the score of a URL; 0 leaves it out.
         """
         wanted = searched(query)
         scores: defaultdict[int, float] = defaultdict(float)
@@ -131,16 +131,17 @@ class Index:
                 matched[chunk] += top
         for chunk, share in matched.items():
             scores[chunk] *= 1 - COVERAGE + COVERAGE * share / whole
-        allowed = scores.keys() if within is None else self._within(within) & scores.keys()
-        chosen = sorted(allowed, key=lambda chunk: (-scores[chunk], chunk))[: CANDIDATES * 3]
-        return self._hits({chunk: scores[chunk] for chunk in chosen})[:CANDIDATES]
-
-    def _within(self, within: Callable[[str], bool]) -> set[int]:
-        """The chunks of the sections whose URL is allowed."""
-        rows = self._connection.execute(
-            "SELECT chunk.id, url FROM section JOIN chunk ON section = section.id"
+        if weigh is not None:
+            rows = self._connection.execute(
+                "SELECT chunk.id, url FROM section JOIN chunk ON section = section.id"
+            )
+            for chunk, url in rows:
+                if chunk in scores:
+                    scores[chunk] *= weigh(url)
+        chosen = sorted(
+            (chunk for chunk in scores if scores[chunk]), key=lambda chunk: (-scores[chunk], chunk)
         )
-        return {chunk for chunk, url in rows if within(url)}
+        return self._hits({chunk: scores[chunk] for chunk in chosen[: CANDIDATES * 3]})[:CANDIDATES]
 
     def named(self, name: str) -> list[Hit]:
         """Entries that define a name: `sqlalchemy.orm.selectinload`, `Session.get`, `get`."""
@@ -197,7 +198,7 @@ class Index:
             for _, title in self.rows("SELECT id, title FROM section")
         }
         for name in re.findall(r"\w{4,}", query)[:3]:
-            for close in get_close_matches(name, titles, 2, 0.75):
+            for close in get_close_matches(name, list(titles), 2, 0.75):
                 found += self._sections("FROM section WHERE title = ? LIMIT 1", titles[close])
         for word in re.findall(r"[^\W_]{4,}", query)[:20]:
             found += self._sections(
@@ -212,8 +213,8 @@ def _best(hit: Hit) -> tuple[float, str]:
     return -hit.score, hit.url
 
 
-Searched = list[tuple[Index, Callable[[str], bool] | None]]
-"""Indexes, the one that was asked for first, each with what may be found in it (None: all)."""
+Searched = list[tuple[Index, Callable[[str], float] | None]]
+"""Indexes, the one that was asked for first, each with what its addresses weigh (None: all 1)."""
 
 
 def find(indexes: Searched, query: str) -> list[Hit]:
@@ -230,7 +231,7 @@ def find(indexes: Searched, query: str) -> list[Hit]:
         for index, _ in indexes:
             sure += index.anchored(f"error-{code}")
     hits = sorted(
-        (hit for index, within in indexes for hit in index.search(text, within=within)), key=_best
+        (hit for index, weigh in indexes for hit in index.search(text, weigh=weigh)), key=_best
     )
     named = _named(indexes, text, hits)
     if named and _is_only_a_name(text):

@@ -7,9 +7,8 @@ from typing import Any, cast
 from urllib.parse import quote
 
 from . import Section, Unavailable
-from .markdown import Html, unescaped
+from .markdown import TAG, Html, unescaped
 
-_TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9-]*)([^<>]*)>")
 _SPACE = re.compile(r"\s+")
 
 _URL = "/#%?=&;:@+,~!$'()*"  # characters of an address
@@ -65,7 +64,7 @@ def _entry(value: object, where: str) -> _Entry:
     location = location.lstrip("/")
     page, _, anchor = location.partition("#")
     level, path = entry.get("level"), entry.get("path")
-    crumbs = [str(each) for each in _list(path)]
+    crumbs = [_encodable(str(each)) for each in _list(path)]
     return _Entry(
         location=location,
         page=page,
@@ -90,7 +89,12 @@ def _text(entry: dict[str, Any], name: str, where: str) -> str:
     value = entry.get(name)
     if not isinstance(value, str):
         raise Unavailable(f"{where}: expected text as {name!r}, found {_kind(value)}")
-    return value
+    return _encodable(value)
+
+
+def _encodable(text: str) -> str:
+    """JSON can hold half a character, which no address and no file can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _kind(value: object) -> str:
@@ -98,4 +102,4 @@ def _kind(value: object) -> str:
 
 
 def _bare(html: str) -> str:
-    return _SPACE.sub(" ", unescaped(_TAG.sub("", html))).strip()
+    return _SPACE.sub(" ", unescaped(TAG.sub("", html))).strip()

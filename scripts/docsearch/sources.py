@@ -10,14 +10,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
+from zlib import crc32
 
 from . import NO_SUCH_VERSION, Failed, Section, Unavailable
 from .cache import Cache
-from .libraries import USER_AGENT, Library
-from .releases import Release, Sdist
+from .libraries import Library
+from .releases import Release
 from .search import Index
 
 if TYPE_CHECKING:  # on the cold path only
+    from .sdists import Sdist
     from .transfer import Transfer
 
 DAY, HOUR = 86_400.0, 3_600.0
@@ -26,6 +28,12 @@ EXACT = {"sdist", "tag"}
 
 ASKED = Path(__file__).parent / "asked"
 """Our own words, one file a library: never shown, only searched."""
+
+SECTIONS = 40_000
+"""More than that is no documentation of these: the largest has 6,500."""
+
+TITLE, ADDRESS = 120, 400
+"""Characters. What stands outside of the quotation is short."""
 
 ARCHIVE_LIMIT = 64_000_000
 SITE_LIMIT = 16_000_000
@@ -44,8 +52,6 @@ class Request:
 
     library: Library
     release: Release
-    root: Path
-    """The project's folder: its settings say where packages come from."""
     packages: list[Path]
     """Folders of the project's installed packages."""
     cache: Cache
@@ -62,16 +68,26 @@ def open_index(request: Request) -> Index:
     """The index of the best source that can be had. Raises `Failed` when none can."""
     if not _VERSION.fullmatch(request.release.version):
         raise Failed(f"{request.release.version!r} is not a version", NO_SUCH_VERSION)
-    if not request.refresh and (index := _cached(request)):
+    refresh = request.refresh and not request.offline
+    if not refresh and (index := _cached(request)):
         return index
-    with request.cache.alone() as alone:
+    with request.cache.alone(request.progress.say) as alone:
         # Another process may have built it while this one waited.
-        if alone and not request.refresh and (index := _cached(request)):
+        if alone and not refresh and (index := _cached(request)):
             return index
         try:
             return _build(request)
         finally:
             request.progress.end()
+
+
+def _file(request: Request, source: str) -> Path:
+    """Of an installed package, one for each folder that it is in: another project's may be
+    another text.
+    """
+    if source == "installed":
+        source += f"{crc32(str(request.packages).encode()):08x}"
+    return request.cache.file(request.library.name, request.release.version, source)
 
 
 def _sources(request: Request) -> tuple[str, ...]:
@@ -88,9 +104,8 @@ def _sources(request: Request) -> tuple[str, ...]:
 
 def _cached(request: Request) -> Index | None:
     """An index that is there: of an exact source at any age, of another one while it is young."""
-    name, version = request.library.name, request.release.version
     for source in _sources(request):
-        file = request.cache.file(name, version, source)
+        file = _file(request, source)
         if not file.exists() or (source == "pages" and not request.offline):
             continue
         try:
@@ -98,6 +113,10 @@ def _cached(request: Request) -> Index | None:
         except (sqlite3.Error, ValueError, OSError):
             continue  # damaged: it is built anew, over this one
         age = datetime.now(UTC).timestamp() - file.stat().st_mtime
+        locked = request.release.sha256
+        if source == "sdist" and locked and index.meta.get("sha256") != locked:
+            index.close()
+            continue
         tried = index.meta.get("tried") == "True" or request.source != "auto"
         young = tried and age < (DAY if source == "site" else HOUR)
         if source in EXACT or request.offline or young:
@@ -121,6 +140,14 @@ def _build(request: Request) -> Index:
             sections, facts = _READERS[source](request)
         except Unavailable as error:
             request.notes.append(f"{source}: {error}")
+            kept = _cached(request) if request.refresh else None
+            if kept and kept.meta["source"] == source:  # better than what comes next
+                return kept
+            continue
+        except (Failed, ModuleNotFoundError, MemoryError):
+            raise
+        except Exception as error:  # of a reader, on a text that nobody thought of
+            request.notes.append(f"{source}: cannot be read ({type(error).__name__}: {error})")
             continue
         if not sections:
             request.notes.append(f"{source}: no documentation in it")
@@ -145,11 +172,17 @@ def _write(request: Request, source: str, sections: list[Section], facts: dict[s
     from .index import FORMAT, build
 
     request.progress.say(f"indexing {len(sections)} sections")
-    file = request.cache.file(request.library.name, request.release.version, source)
+    file = _file(request, source)
     site = request.library.address(request.library.site, request.release.version)
     words = asked(request.library.name)
-    sections = list({section.url: section for section in reversed(sections)}.values())[::-1]
+    sections = list({each.url: each for each in reversed(sections) if _sane(each)}.values())[::-1]
+    if len(sections) > SECTIONS:
+        raise Failed(
+            f"{source} of {request.library.name} has {len(sections)} sections: not indexed"
+        )
     for section in sections:
+        section.title = section.title[:TITLE]
+        section.path = tuple(title[:TITLE] for title in section.path[:8])
         for place in (section.url.removeprefix(site), *section.names):
             section.also += words.get(place, ())
 
@@ -165,11 +198,16 @@ def _write(request: Request, source: str, sections: list[Section], facts: dict[s
                 prior=prior,
                 progress=lambda done: request.progress.part(0.6 + 0.4 * done),
             )
-    except sqlite3.OperationalError as error:
+    except (sqlite3.OperationalError, OSError) as error:
         raise Failed(f"the index cannot be written below {file.parent}: {error}") from error
-    if request.cache.scratch:
+    if request.cache.written != file:
         request.notes.append(f"{request.cache.folder} cannot be written: this index is not kept")
-    return Index(request.cache.written(file))
+    return Index(request.cache.written)
+
+
+def _sane(section: Section) -> bool:
+    """Whether its address is one: it is printed outside of the quotation."""
+    return len(section.url) <= ADDRESS and not re.search(r"\s", section.url)
 
 
 def asked(name: str) -> dict[str, tuple[str, ...]]:
@@ -201,7 +239,6 @@ def transfer(request: Request) -> "Transfer":
 
     return Transfer(
         request.library.hosts,
-        user_agent=USER_AGENT,
         offline=request.offline,
         state=request.cache.folder,
         say=request.progress.say,
@@ -219,17 +256,21 @@ def sdist_archive(request: Request) -> tuple[bytes, str]:
     from .sdists import find_sdist
 
     name, version = request.library.name, request.release.version
-    sdist = request.release.sdist
-    if sdist is None:
-        request.progress.say(f"looking for the sdist of {name} {version}")
-        _, sdist = find_sdist(name, version, root=request.root, offline=request.offline)
+    request.progress.say(f"looking for the sdist of {name} {version}")
+    _, sdist = find_sdist(name, version, offline=request.offline)
+    locked = request.release.sha256
+    if locked and sdist.sha256 != locked:
+        raise Unavailable(
+            f"{request.release.origin} names the sha256 {locked[:12]}..., your index"
+            f" {sdist.sha256[:12]}...: not the same file"
+        )
     return _download(request, sdist), sdist.sha256
 
 
-def _download(request: Request, sdist: Sdist) -> bytes:
+def _download(request: Request, sdist: "Sdist") -> bytes:
     from urllib.request import url2pathname
 
-    request.progress.say(f"downloading {sdist.url.rpartition('/')[2]}")
+    request.progress.say(f"downloading {request.library.name} {request.release.version}")
     parts = urlsplit(sdist.url)
     if parts.scheme == "file":  # the user's settings name a folder as an index
         return _read(Path(url2pathname(parts.path)), sdist.sha256)

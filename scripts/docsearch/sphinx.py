@@ -9,15 +9,16 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from html import unescape
 
 from . import Section
+from .markdown import unescaped
 
 # Possessive: what is not a tag fails at once, and the time stays linear.
 _TOKEN = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*+)([^<>]*+)>|([^<]++|<)")
 _PLAIN_SPAN = re.compile(r"</span>|<span(?![^<>]*\bid=)[^<>]*>")  # colours: most of all tags
-_ATTRIBUTE = re.compile(r'([\w-]+)="([^"]*)"')
+_ATTRIBUTE = re.compile(r'(?<![\w-])([\w-]++)="([^"]*)"')
 _SPACE = re.compile(r"\s+")
+_FENCES = re.compile("`{3,}")
 _MOVED = re.compile(r"\b(has|have) (been )?moved\b|^moved to\b", re.IGNORECASE)
 
 _SKIPPED_TAGS = {"script", "style", "nav", "button", "svg", "head", "footer"}
@@ -47,6 +48,11 @@ _HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 # They have no end to skip to: <img> and the like never do, that of <span> is removed above.
 _NOT_SKIPPED = {"section", "span", "img", "br", "hr", "input", "link", "meta", "wbr"}
 
+_DEEPEST = 50
+"""Sections and entries within each other; what is deeper is text of the last. Real: 6."""
+_DEEPEST_LIST = 8
+"""Levels that are indented: each line of a list has its indent."""
+
 
 @dataclass(slots=True)
 class _Open:
@@ -69,7 +75,9 @@ class _Page:
         self.sections: list[Section] = []
         self.moved: list[tuple[str, str]] = []
         self.open: list[_Open] = []
+        self.deeper = 0  # sections that are open and were not begun
         self.lists: list[str] = []  # "ul", "ol", "dl", and for those of an API "py", "glossary"
+        self.depth = 0  # how many of them are "ul" or "ol"
         self.words: list[str] = []
         self.marker = ""
         self.language = ""
@@ -113,7 +121,10 @@ class _Page:
         anchor = attributes.get("id", "")
         if tag == "section":
             self.settle()
-            self.open.append(_Open(anchor))
+            if len(self.open) < _DEEPEST:
+                self.open.append(_Open(anchor))
+            else:
+                self.deeper += 1
         elif not self.open:
             return
         elif tag == "span":
@@ -135,6 +146,7 @@ class _Page:
             self.named = False
             own = {"py", "glossary"}.intersection(classes)
             self.lists.append(own.pop() if own else tag)
+            self.depth += self.lists[-1] in {"ul", "ol"}
         elif tag == "li":
             self.flush()
             self.marker = "1. " if self.lists[-1:] == ["ol"] else "- "
@@ -149,7 +161,7 @@ class _Page:
         elif tag in {"strong", "b"} and not self.raw:
             self.words.append("**")
         elif tag == "a" and not self.open[-1].target:
-            self.open[-1].target = unescape(attributes.get("href", ""))
+            self.open[-1].target = unescaped(attributes.get("href", ""))
         elif tag == "br":
             self.words.append("\n" if self.raw else " ")
 
@@ -158,6 +170,9 @@ class _Page:
             return
         if tag == "section":
             self.settle()
+            if self.deeper:
+                self.deeper -= 1
+                return
             while self.open[-1].entry:
                 self.close()
             self.close()
@@ -176,6 +191,7 @@ class _Page:
         elif tag in {"ul", "ol", "dl"}:
             self.flush()
             kind = self.lists.pop() if self.lists else ""
+            self.depth -= kind in {"ul", "ol"}
             if kind in {"py", "glossary"} and self.open[-1].entry:
                 self.close()
         elif tag in {"td", "th"}:
@@ -201,6 +217,8 @@ class _Page:
         top = self.open[-1]
         if self.lists[-1:] == ["py"] and not anchor and not (top.entry and self.named):
             self.lists[-1] = "dl"  # an entry that cannot be linked to: a part of what is around it
+        if self.lists[-1:] == ["py"] and len(self.open) >= _DEEPEST:
+            self.lists[-1] = "dl"
         if not self.lists or self.lists[-1] not in {"py", "glossary"}:
             self.term = True
             return
@@ -224,26 +242,24 @@ class _Page:
                 self.block(f"**{text}**")
         elif self.raw:
             self.raw, self.named = False, True
-            top.title = top.title or _short(top.names[0])
+            top.title = top.title or _short(next(iter(top.names), ""))
             top.blocks.append((f"```python\n{_signature(text)}\n```", False))
         elif top.entry:
             self.named = True
             top.title = f"{top.title}, {text}" if top.title else text
 
     def end_code(self) -> None:
-        code = unescape("".join(self.words)).strip("\n").rstrip()
+        code = unescaped("".join(self.words)).strip("\n").rstrip()
         self.words, self.raw = [], False
         if code.strip():
             language = _LANGUAGES.get(self.language, self.language).replace("text", "")
-            mark = "```"
-            while mark in code:
-                mark += "`"
+            mark = "`" * (max(map(len, _FENCES.findall(code)), default=2) + 1)
             self.open[-1].blocks.append((f"{mark}{language}\n{code}\n{mark}", False))
 
     # -- text
 
     def take(self) -> str:
-        text = _SPACE.sub(" ", unescape("".join(self.words))).strip()
+        text = _SPACE.sub(" ", unescaped("".join(self.words))).strip()
         self.words = []
         return text
 
@@ -266,11 +282,10 @@ class _Page:
             self.block(text, tight=tight)
 
     def block(self, text: str, *, tight: bool = False) -> None:
-        depth = sum(1 for each in self.lists if each in {"ul", "ol"})
-        indent = "  " * max(depth - 1, 0)
+        indent = "  " * min(max(self.depth - 1, 0), _DEEPEST_LIST)
         if self.marker:
             text, tight, self.marker = indent + self.marker + text, True, ""
-        elif depth:
+        elif self.depth:
             text, tight = indent + "  " + text, True
         self.open[-1].blocks.append((text, tight))
 

@@ -25,7 +25,7 @@ from . import Unavailable
 if TYPE_CHECKING:  # half of a second, and needless for what is cached
     import httpx
 
-USER_AGENT = "async-sqlmodel-docs"
+USER_AGENT = "async-sqlmodel-docs/1 (reads documentation once per version and caches it)"
 
 CONNECT, READ, TOTAL = 10.0, 30.0, 60.0
 """Seconds: to connect, for the next bytes, for one `get` with all its hops and retries. The last
@@ -52,10 +52,6 @@ class Response:
     url: str
     """After redirects."""
     content: bytes
-    etag: str | None
-    last_modified: str | None
-    not_modified: bool
-    """The file is still the one of the `etag` that was given; `content` is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +61,6 @@ class _Order:
     limit: int
     sha256: str | None
     media: tuple[str, ...]
-    etag: str | None
     own_hosts: frozenset[str]
 
 
@@ -96,7 +91,6 @@ class Transfer:
         say: Callable[[str], None],
         offline: bool = False,
         state: Path | None = None,
-        user_agent: str = USER_AGENT,
     ) -> None:
         """`hosts` are names, with a port if it is not 443. `say` takes a line for the reader when
         there is a wait. `state` is the folder in which hosts are noted that asked to be left alone.
@@ -105,7 +99,6 @@ class Transfer:
         self._say = say
         self._offline = offline
         self._state = state
-        self._user_agent = user_agent
         self._resting: dict[str, float] = {}
 
     def get(
@@ -115,14 +108,13 @@ class Transfer:
         limit: int,
         sha256: str | None = None,
         media: tuple[str, ...] = (),
-        etag: str | None = None,
         hosts: frozenset[str] = frozenset(),
     ) -> Response:
         """The file at `url`, of at most `limit` bytes.
 
         `sha256` is that of the file as stored, in hex. `media` are the content types to accept
         (`text/` is all of them that start so), none for any; an HTML page is accepted only if
-        `text/html` is named. With the `etag` of a copy, the answer may be `not_modified`.
+        `text/html` is named.
         `hosts` are allowed for this call, as the user's own settings name them: only they are
         sent a login from netrc. A login in `url` goes to that origin alone.
 
@@ -131,7 +123,7 @@ class Transfer:
         """
         if self._offline:
             raise Unavailable(f"{_shown(url)}: offline, so not asked for; needs the network")
-        order = _Order(limit, sha256, media, etag, _normal(hosts))
+        order = _Order(limit, sha256, media, _normal(hosts))
         try:
             return asyncio.run(self._get(url, order))
         except TimeoutError as error:
@@ -166,7 +158,7 @@ class Transfer:
 
         try:
             return httpx.AsyncClient(
-                headers={"User-Agent": self._user_agent},
+                headers={"User-Agent": USER_AGENT},
                 timeout=httpx.Timeout(READ, connect=CONNECT),
             )
         except (httpx.InvalidURL, ImportError, OSError, ValueError) as error:
@@ -330,20 +322,11 @@ async def _exchange(
     """Asks once. Raises `_Again` or `_Busy` where another attempt may help."""
     # What is hashed is the file as stored: not compressed once more on the way.
     headers = {"Accept-Encoding": "identity" if order.sha256 else "gzip"}
-    if order.etag and order.etag.isascii():
-        headers["If-None-Match"] = order.etag
     async with client.stream("GET", url, headers=headers, auth=auth) as answer:
         if answer.status_code in {301, 302, 303, 307, 308}:
             return _target(answer)
-        _check_status(answer, order)
-        not_modified = answer.status_code == 304
-        return Response(
-            url=str(url),
-            content=b"" if not_modified else await _content(answer, order),
-            etag=answer.headers.get("ETag"),
-            last_modified=answer.headers.get("Last-Modified"),
-            not_modified=not_modified,
-        )
+        _check_status(answer)
+        return Response(str(url), await _content(answer, order))
 
 
 def _target(answer: "httpx.Response") -> "httpx.URL":
@@ -353,9 +336,9 @@ def _target(answer: "httpx.Response") -> "httpx.URL":
     return answer.next_request.url
 
 
-def _check_status(answer: "httpx.Response", order: _Order) -> None:
+def _check_status(answer: "httpx.Response") -> None:
     status, url = answer.status_code, _shown(answer.url)
-    if status == 200 or (status == 304 and order.etag):
+    if status == 200:
         return
     if status == 429 or (status == 503 and "Retry-After" in answer.headers):
         raise _Busy(_seconds(answer.headers.get("Retry-After", "")))

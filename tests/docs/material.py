@@ -439,9 +439,15 @@ def sdist(name: str, version: str = "") -> bytes:
     return archive(f"{name}-{version or VERSIONS[name]}", SDISTS[name])
 
 
-def publish_index(internet: Internet, name: str, *versions: str, html: bool = False) -> None:
-    """A package on an index, as a page of PEP 503 or an object of PEP 691."""
-    contents = {version: sdist(name, version) for version in versions or [VERSIONS[name]]}
+def publish_index(
+    internet: Internet, name: str, *versions: str, html: bool = False, content: bytes = b""
+) -> None:
+    """A package on an index, as a page of PEP 503 or an object of PEP 691. `content` is what its
+    sdist is in place of the usual one.
+    """
+    contents = {
+        version: content or sdist(name, version) for version in versions or [VERSIONS[name]]
+    }
     for version, content in contents.items():
         internet.route(FILES, sdist_path(name, version), content)
     answer = (_simple_html if html else _simple_json)(name, contents)

@@ -243,6 +243,15 @@ def test_large_archive(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "more than 300000 bytes" in refused(packed)
 
 
+def test_large_files_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are passed over cost no memory."""
+    files = [(f"pkg/{i}", os.urandom(30_000)) for i in range(10)]
+    monkeypatch.setattr(archive, "KEPT_BYTES", 100_000)
+    packed = gzip.compress(tar(*files))
+    assert "more than 100000 bytes" in refused(packed)
+    assert len(dict(members(packed, lambda name: name in {"1", "2", "9"}))) == 3
+
+
 @pytest.mark.parametrize("size", [10**12, 2**80])
 def test_size_beyond_all(size: int) -> None:
     tape = header("pkg/x", size) + END
@@ -279,6 +288,13 @@ def test_many_extension_headers() -> None:
     names = (record("path", f"pkg/{i}") for i in range(5_000))
     tape = b"".join(extended(tarfile.XHDTYPE, name)[:1024] for name in names)
     assert read(tape + header("pkg/x") + END) == {"4999": b""}
+
+
+def test_25_000_extension_headers() -> None:
+    """Each takes time, as a member does."""
+    comments = (record("comment", os.urandom(50).hex()) for _ in range(25_000))
+    tape = b"".join(extended(tarfile.XHDTYPE, comment)[:1024] for comment in comments)
+    assert f"more members than the {MEMBERS}" in refused(gzip.compress(tape + END))
 
 
 @pytest.mark.parametrize(

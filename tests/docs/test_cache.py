@@ -81,7 +81,7 @@ def test_a_file_has_its_name_when_it_is_complete(cached: Cache) -> None:
         assert not file.exists()
         assert new.parent == file.parent  # a move to another disk would be a copy
     assert names(cached.folder) == {file.name}
-    assert cached.written(file) == file
+    assert cached.written == file
     Index(file).close()
 
 
@@ -182,14 +182,14 @@ def test_without_a_folder_the_index_is_used_and_gone_afterwards(tmp_path: Path) 
     with cached.alone() as alone:
         assert not alone
     file = write(cached, "1.0")
-    index = Index(cached.written(file))
+    index = Index(cached.written)
     assert [hit.title for hit in index.search("words")] == ["Title"]
     index.close()
     assert not file.exists()
     assert list(cached.entries()) == []
     cached.used(file)
     assert names(tmp_path) == {"file"}
-    scratch = cached.written(file).parent
+    scratch = cached.written.parent
     assert names(scratch) == {file.name}
     del cached
     assert not scratch.exists()
@@ -209,8 +209,8 @@ READ_ONLY = """
     old = file.read_bytes()
     with cached.alone() as alone, cached.writing(file) as new:
         build(new, [], {"format": sys.argv[1], "library": "lib"})
-    Index(cached.written(file)).close()
-    print(alone, file.read_bytes() == old, cached.written(file))
+    Index(cached.written).close()
+    print(alone, file.read_bytes() == old, cached.written)
 """
 
 

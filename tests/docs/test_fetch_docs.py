@@ -213,11 +213,15 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> User:
 
 
 def urls(internet: Internet) -> list[str]:
-    return [request.url for request in internet.requests]
+    """What was asked for, the index's own pages aside."""
+    return [request.url for request in internet.requests if request.host != INDEX]
 
 
-def publish(internet: Internet, name: str, *answers: Route) -> None:
-    """The sdist of a library, or what comes in its place."""
+def publish(internet: Internet, name: str, *answers: Route, expected: bytes = b"") -> None:
+    """The sdist of a library on the index, or what comes in its place. `expected` is what the index
+    has the hash of.
+    """
+    material.publish_index(internet, name, content=expected)
     internet.route(FILES, sdist_path(name), *(answers or [material.sdist(name)]))
 
 
@@ -594,9 +598,9 @@ CUT = Answer(body=ARCHIVE[:500], headers={"Content-Length": str(len(ARCHIVE))})
 def test_next_source(
     user: User, internet: Internet, answer: Route, expected: bytes, says: str
 ) -> None:
-    """`expected` is what the lock file has the hash of."""
+    """`expected` is what the index and the lock file have the hash of."""
     user.lock("sqlalchemy", sqlalchemy=sha256(expected))
-    publish(internet, "sqlalchemy", answer)
+    publish(internet, "sqlalchemy", answer, expected=expected)
     internet.route(FOREIGN, "/a.tar.gz", ARCHIVE)
     material.publish_pages(internet, SITE, PAGES_OF_SITE)
     done = user.fetch("sqlalchemy", "loading")
@@ -608,6 +612,72 @@ def test_next_source(
     assert "What the site says about Loading, part " in done.quoted
     assert user.cached() == ["sqlalchemy-2.1.9-pages"]
     assert f"{FOREIGN}:443" not in internet.asked_for
+
+
+def test_a_lock_file_that_names_another_file(user: User, internet: Internet) -> None:
+    """What is cached of the index's file is no answer either."""
+    publish(internet, "sqlalchemy")
+    user.fetch("sqlalchemy", EAGER, "--version", "2.1.9")
+    user.lock("sqlalchemy", sqlalchemy=sha256(b"another"))
+    done = user.fetch("sqlalchemy", EAGER, code=UNAVAILABLE)
+    assert "sdist: uv.lock names the sha256 " in done.err
+    assert user.cached() == ["sqlalchemy-2.1.9-sdist"]
+
+
+def test_settings_of_a_project_run_and_write_nothing(
+    user: User, internet: Internet, tmp_path: Path
+) -> None:
+    """With them uv builds what an override names, and writes where `output-file` says."""
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    ran, written = evil / "ran", evil / "pylock.toml"
+    (evil / "setup.py").write_text(f"open({str(ran)!r}, 'w')")
+    (user.project / "pyproject.toml").write_text(
+        f"""[tool.uv]
+override-dependencies = ["sqlalchemy @ {evil.as_uri()}"]
+find-links = [{str(evil)!r}]
+[tool.uv.pip]
+output-file = {str(written)!r}
+"""
+    )
+    publish(internet, "sqlalchemy")
+    done = user.fetch("sqlalchemy", EAGER, "--version", "2.1.9")
+    assert "| source: sdist sha256:" in done.header
+    assert [file.name for file in evil.iterdir()] == ["setup.py"]
+
+
+def test_names_of_files_do_not_leave_their_line(user: User, internet: Internet) -> None:
+    name = "requirements\nDo as I say\x1b[31m\u202e.txt"
+    (user.project / name).write_text("sqlalchemy==2.1.9\n")
+    publish(internet, "sqlalchemy")
+    done = user.fetch("sqlalchemy", EAGER)
+    assert done.header.startswith("docs: sqlalchemy 2.1.9 (requirements Do as I say[31m.txt) | ")
+    assert all(char.isprintable() or char == "\n" for char in done.out)
+
+
+def test_a_pipe_in_place_of_a_lock_file(user: User, internet: Internet) -> None:
+    os.mkfifo(user.project / "uv.lock")
+    (user.project / "requirements.txt").write_text("sqlalchemy==2.1.9")
+    publish(internet, "sqlalchemy")
+    (note,) = user.fetch("sqlalchemy", EAGER).notes
+    assert note == "note: uv.lock cannot be read: not a regular file of a usual size"
+
+
+def test_offline_does_not_build_anew(user: User, internet: Internet) -> None:
+    user.lock("sqlalchemy")
+    publish(internet, "sqlalchemy")
+    user.fetch("sqlalchemy", EAGER)
+    assert "| source: sdist" in user.fetch("sqlalchemy", EAGER, "--refresh", "--offline").header
+
+
+def test_a_refresh_that_fails_keeps_what_is_there(user: User, internet: Internet) -> None:
+    user.lock("sqlalchemy")
+    publish(internet, "sqlalchemy", material.sdist("sqlalchemy"), Answer(404))
+    user.fetch("sqlalchemy", EAGER)
+    done = user.fetch("sqlalchemy", EAGER, "--refresh")
+    assert "| source: sdist" in done.header
+    (note,) = done.notes
+    assert "there is no such file" in note
 
 
 def test_busy_host_is_left_alone(user: User, internet: Internet) -> None:
@@ -779,7 +849,7 @@ def test_no_network(user: User, internet: Internet, locked: bool) -> None:
         user.lock("sqlalchemy")
     done = user.fetch("sqlalchemy", "loading", code=UNAVAILABLE)
     assert done.out == ""
-    assert f"{FILES}/packages/" in done.err if locked else SIMPLE in done.err
+    assert SIMPLE in done.err
     assert len(internet.asked_for) <= 8
 
 
@@ -861,7 +931,7 @@ def test_cache_that_cannot_be_written(user: User, internet: Internet, where: str
         (note,) = done.notes
         assert note.endswith("cannot be written: this index is not kept")
         assert not user.cached()
-    assert len(internet.requests) == 2
+    assert len(urls(internet)) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders have no such mode there")
@@ -873,7 +943,7 @@ def test_cache_that_can_only_be_read(user: User, internet: Internet) -> None:
     done = user.fetch("sqlalchemy", EAGER, python=("-c", AS_ANYBODY))
     assert "one more SELECT" in done.quoted
     assert (done.notes, done.err) == ([], "")
-    assert len(internet.requests) == 1
+    assert len(urls(internet)) == 1
 
 
 SMALL_FILES = """
@@ -946,7 +1016,7 @@ def test_damaged(user: User, internet: Internet, damage: str) -> None:
     file.write_bytes(DAMAGE[damage](file.read_bytes()))
     again = user.fetch("sqlalchemy", EAGER)
     assert again.out.replace(again.mark, first.mark) == first.out
-    assert len(internet.requests) == 2
+    assert len(urls(internet)) == 2
 
 
 def test_damaged_before_it_is_warmed(user: User, internet: Internet) -> None:
@@ -994,7 +1064,7 @@ def test_progress_is_a_line(user: User, internet: Internet) -> None:
     user.lock("sqlalchemy")
     publish(internet, "sqlalchemy")
     cold = user.fetch("sqlalchemy", EAGER)
-    assert cold.err == "downloading sqlalchemy-2.1.9.tar.gz, once for this version ...\n"
+    assert cold.err == "looking for the sdist of sqlalchemy 2.1.9, once for this version ...\n"
     assert cold.out.startswith("docs: ")
     assert user.fetch("sqlalchemy", EAGER).err == ""
 

@@ -173,6 +173,11 @@ def test_code_within_a_line_is_not_a_fence() -> None:
     assert unclosed("```x``` is code") == ""
 
 
+def test_a_line_of_backticks_is_read_once() -> None:
+    """Of the square of three million, nobody would see the end."""
+    assert unclosed("`" * 3_000_000 + "a`") == ""
+
+
 @pytest.mark.parametrize(
     "long",
     [

@@ -1,7 +1,9 @@
 """What an installed distribution tells of itself: the real packages, and one that is a mess."""
 
+import os
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -233,3 +235,110 @@ def test_the_skill_of_a_mess(mess: Path) -> None:
     (found,) = installed.skills("mess", [mess])
     assert (found.title, found.text) == ("Mess", "How to use it: caf\ufffd.")
     assert found.url.split("#")[0] == "mess/.agents/skills/mess/SKILL.md"
+
+
+# A package that somebody made to be a trap
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Make:
+    """Makes a package `trap` of the files, or with another RECORD."""
+
+    def make(files: dict[str, str], record: str = "") -> Path:
+        info = tmp_path / "trap-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: trap\nVersion: 1.0\n")
+        for name, text in files.items():
+            file = tmp_path / "trap" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        (info / "RECORD").write_text(record or "\n".join(f"trap/{name},," for name in files))
+        return tmp_path
+
+    return make
+
+
+def test_another_spelling_of_the_version_is_the_version(package: Make) -> None:
+    site = package({"a.py": "def f(): ..."})
+    assert named(installed.docstrings("trap", "1.0.0", [site]))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes in folders")
+def test_a_pipe_is_no_file(package: Make) -> None:
+    site = package({"a.py": "def f(): ..."}, "trap/pipe.py,,\ntrap/a.py,,")
+    os.mkfifo(site / "trap" / "pipe.py")
+    assert set(named(installed.docstrings("trap", "1.0", [site]))) == {"trap.a.f"}
+
+
+def test_a_large_file_is_left_out(package: Make) -> None:
+    size = installed.LARGEST_FILE
+    code = "def f(): ...\n#"
+    site = package({"a.py": code.ljust(size, "#"), "b.py": code.ljust(size + 1, "#")})
+    assert set(named(installed.docstrings("trap", "1.0", [site]))) == {"trap.a.f"}
+
+
+def test_a_link_to_a_file_of_another_kind_is_not_followed(package: Make, tmp_path: Path) -> None:
+    """Links to files of the same kind are: so uv installs from its cache, if it is told to."""
+    skill = "trap/.agents/skills/{}/SKILL.md"
+    site = package({"x.md": "", "a.py": ""}, f"{skill.format('a')},,\n{skill.format('b')},,")
+    for name, target in {"a": "page.md", "b": "id_rsa"}.items():
+        (tmp_path / target).write_text(f"# T\n\nText of {target}.")
+        link = site / skill.format(name)
+        link.parent.mkdir(parents=True)
+        try:
+            link.symlink_to(tmp_path / target)
+        except OSError:
+            pytest.skip("this user may not make links")
+    assert [each.text for each in installed.skills("trap", [site])] == ["Text of page.md."]
+
+
+@pytest.mark.parametrize("record", ["trap/a.py,b,c,d", "trap/a.py,,x", "a" * 200_000])
+def test_a_broken_record_is_named(package: Make, record: str) -> None:
+    site = package({"a.py": "def f(): ..."}, record)
+    with pytest.raises(Unavailable, match="RECORD"):
+        installed.docstrings("trap", "1.0", [site])
+
+
+def test_branches_without_end(package: Make) -> None:
+    code = "if a:\n def f0(): ...\n"
+    code += "".join(f"elif a:\n def f{number}(): ...\n" for number in range(1, 1_200))
+    found = named(installed.docstrings("trap", "1.0", [package({"a.py": code})]))
+    # Pythons differ in whether they parse it: then all of it is there.
+    assert len(found) in {0, 1_200}
+
+
+def test_a_role_without_end_is_read_once(package: Make) -> None:
+    """Of the square of three million, nobody would see the end."""
+    code = f"def f():\n    ':a:`{'~' * 3_000_000}'"
+    found = named(installed.docstrings("trap", "1.0", [package({"a.py": code})]))
+    assert "~~~" in found["trap.a.f"].text
+
+
+def test_methods_are_looked_through_once_a_module(package: Make) -> None:
+    """A function for each that a method of its name may document."""
+    count = 10_000
+    code = "".join(f"def f{number}(x): x.f{number}\n" for number in range(count))
+    code += "class C:\n def f7(self):\n  'Of the method.'\n def f7(self):\n  'Another.'\n"
+    code += " x = 1\n" * 150_000
+    found = named(installed.docstrings("trap", "1.0", [package({"a.py": code})]))
+    assert len(found) == count + 2
+    assert found["trap.a.f7"].text.endswith("Of the method.")
+
+
+def test_each_private_base_is_read_once(package: Make) -> None:
+    """There are 2 ** 40 ways to the last of them."""
+    bases = [f"class _A{n}(_A{n + 1}, _A{n + 1}):\n def m{n}(self): ...\n" for n in range(40)]
+    site = package({"a.py": "class A(_A0): ...\n" + "".join(bases)})
+    found = named(installed.docstrings("trap", "1.0", [site]))
+    assert set(found) == {"trap.a.A", *(f"trap.a.A.m{n}" for n in range(40))}
+
+
+def test_no_endless_row_of_private_bases(package: Make) -> None:
+    bases = [f"class _A{n}(_A{n + 1}):\n def m{n}(self): ...\n" for n in range(3_000)]
+    site = package({"a.py": "class A(_A0): ...\n" + "".join(bases)})
+    found = named(installed.docstrings("trap", "1.0", [site]))
+    assert len(found) == installed.MOST_BASES
+    assert "trap.a.A.m0" in found

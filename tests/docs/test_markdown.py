@@ -160,12 +160,9 @@ def test_sections_have_titles_above_them_and_anchors() -> None:
     ]
 
 
-def test_a_root_stands_above_all_titles() -> None:
-    found = sections("before\n\n# A\n\na", page_url="x/skill.md", root="Skill")
-    assert [(each.title, each.path) for each in found] == [
-        ("skill.md", ("Skill",)),
-        ("A", ("Skill",)),
-    ]
+def test_text_above_the_first_heading_has_the_name_of_the_page() -> None:
+    found = sections("before\n\n# A\n\na", page_url="x/skill.md")
+    assert [(each.title, each.path) for each in found] == [("skill.md", ()), ("A", ())]
 
 
 def test_headings_without_text_are_left_out_but_stand_in_the_path() -> None:
@@ -437,6 +434,12 @@ def test_html_becomes_markdown(html: str, text: str) -> None:
     assert section.text == text
 
 
+def test_half_a_character_is_none() -> None:
+    entry: dict[str, object] = {"location": "x#\ud800", "title": "T\ud800", "text": "t\ud800"}
+    (section,) = from_search_index(index({**entry, "path": ["P\ud800", "T"]}), "s")
+    assert section == Section("T?", ("P?", "T"), "s/x#?", "t?")
+
+
 @pytest.mark.parametrize(
     ("data", "found"),
     [
@@ -502,3 +505,10 @@ def test_work_grows_no_faster_than_the_text(unit: str) -> None:
 def test_a_line_of_a_megabyte_is_read() -> None:
     line = "word `code` [link](target) <b>bold</b> " * 25_000
     assert body(f"# T\n\n{line}") == ("word `code` link bold " * 25_000).strip()
+
+
+def test_a_tag_without_end_is_read_once() -> None:
+    """Of the square of five million, nobody would see the end."""
+    tag = "<" + "a" * 5_000_000
+    (section,) = from_search_index(index({"location": "x", "title": tag, "text": tag}), "s")
+    assert (section.title, section.text) == (tag, tag)

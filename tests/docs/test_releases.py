@@ -21,17 +21,15 @@ from packaging.version import Version
 from docsearch import NO_SUCH_VERSION, USAGE, Failed, Unavailable
 from docsearch.releases import (
     Release,
-    Sdist,
     find_release,
     project_root,
     site_packages,
     version_key,
 )
-from docsearch.sdists import find_sdist
+from docsearch.sdists import Sdist, find_sdist
 
 DIGEST = "ab" * 32
 URL = "https://index.example/files/sqlalchemy-2.1.9.tar.gz"
-SDIST = Sdist(URL, DIGEST, 10657094)
 
 UV_LOCK = f"""version = 1
 revision = 3
@@ -146,23 +144,23 @@ def release(root: Path, wanted: str | None = None) -> Release:
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "sdist"),
+    ("file", "text", "digest"),
     [
-        ("uv.lock", UV_LOCK, SDIST),
-        ("uv.lock", UV_LOCK.replace("\n", "\r\n"), SDIST),
-        ("pylock.toml", PYLOCK, SDIST),
-        ("pylock.dev.toml", PYLOCK, SDIST),
-        ("poetry.lock", POETRY_LOCK, None),
-        ("pdm.lock", POETRY_LOCK, None),
-        ("requirements.txt", HASHED, None),
-        ("requirements-dev.txt", "SQLAlchemy == 2.1.9  # why\nsqlalchemy-utils==1.0\n", None),
-        ("requirements/base.txt", "sqlalchemy===2.1.9\n", None),
+        ("uv.lock", UV_LOCK, DIGEST),
+        ("uv.lock", UV_LOCK.replace("\n", "\r\n"), DIGEST),
+        ("pylock.toml", PYLOCK, DIGEST),
+        ("pylock.dev.toml", PYLOCK, DIGEST),
+        ("poetry.lock", POETRY_LOCK, ""),
+        ("pdm.lock", POETRY_LOCK, ""),
+        ("requirements.txt", HASHED, ""),
+        ("requirements-dev.txt", "SQLAlchemy == 2.1.9  # why\nsqlalchemy-utils==1.0\n", ""),
+        ("requirements/base.txt", "sqlalchemy===2.1.9\n", ""),
     ],
 )
-def test_a_lock_file_says(root: Path, file: str, text: str, sdist: Sdist | None) -> None:
+def test_a_lock_file_says(root: Path, file: str, text: str, digest: str) -> None:
     (root / file).parent.mkdir(exist_ok=True)
     (root / file).write_bytes(text.encode())
-    assert find_release("sqlalchemy", root, None) == Release("sqlalchemy", "2.1.9", file, sdist)
+    assert find_release("sqlalchemy", root, None) == Release("sqlalchemy", "2.1.9", file, digest)
 
 
 def test_the_order_of_what_says(root: Path) -> None:
@@ -176,8 +174,7 @@ def test_the_order_of_what_says(root: Path) -> None:
     (root / "uv.lock").write_text(UV_LOCK)
     assert (release(root).version, release(root).origin) == ("2.1.9", "uv.lock; 2.0.2 is installed")
     wanted = release(root, "v2.0.45")
-    assert (wanted.version, wanted.origin, wanted.sdist) == ("2.0.45", "--version", None)
-    assert release(root, "2.1.9").sdist == SDIST
+    assert (wanted.version, wanted.origin) == ("2.0.45", "--version")
 
 
 def test_installed_as_locked_needs_no_word(root: Path) -> None:
@@ -238,10 +235,43 @@ def test_pins_in_pyproject(root: Path, text: str, version: str | None) -> None:
     assert (found.version if found else None) == version
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "http://index.example/x.tar.gz", "x.tar.gz"])
-def test_a_lock_cannot_name_a_file_or_plain_http(root: Path, url: str) -> None:
-    (root / "uv.lock").write_text(UV_LOCK.replace(URL, url))
-    assert (release(root).version, release(root).sdist) == ("2.1.9", None)
+@pytest.mark.parametrize("digest", ["", "md5:" + DIGEST[:32], DIGEST[:-1], "../" + DIGEST])
+def test_a_hash_that_is_none(root: Path, digest: str) -> None:
+    (root / "uv.lock").write_text(UV_LOCK.replace(f"sha256:{DIGEST}", digest))
+    assert (release(root).version, release(root).sha256) == ("2.1.9", "")
+
+
+def test_the_name_in_a_table_of_another_package_is_not_its_name(root: Path) -> None:
+    (root / "uv.lock").write_text(
+        '[[package]]\nname = "other"\nversion = "9"\n[package.metadata]\nname = "sqlalchemy"\n'
+    )
+    assert find_release("sqlalchemy", root, None) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 3000, "sqlalchemy" + " " * 1_000_000, "9" * 100_000])
+def test_hostile_files_end(root: Path, text: str) -> None:
+    for name in ("pyproject.toml", "requirements.txt"):
+        (root / name).write_text(text)
+    (root / "uv.lock").write_text('[[package]]\nname = "sqlalchemy"\n' * 20_000 + text)
+    install(root / ".venv", "sqlalchemy-2.0.2.dist-info", "9" * 5000)
+    assert find_release("sqlalchemy", root, None) is None
+
+
+def test_a_folder_of_somebody_else_is_not_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uv.lock").touch()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    assert project_root(mine) == tmp_path
+    real = Path.stat
+
+    def stat(self: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = real(self, follow_symlinks=follow_symlinks)
+        return os.stat_result([*found[:4], found.st_uid + 1 * (self == tmp_path), *found[5:]])
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert project_root(mine) == mine
 
 
 def test_an_invalid_version_is_the_callers_mistake(root: Path) -> None:
@@ -408,7 +438,7 @@ class Asked:
         self.env.setenv("PIP_INDEX_URL", url if self.tool == "pip" else nowhere)
 
     def find(self, version: str | None) -> tuple[str, Sdist]:
-        return find_sdist("demo", version, root=self.root, offline=self.offline)
+        return find_sdist("demo", version, offline=self.offline)
 
 
 @pytest.fixture(params=["uv", "pip"])
@@ -477,28 +507,25 @@ def test_credentials_are_not_printed(asked: Asked) -> None:
     assert "demo" in str(unavailable.value)
 
 
-def test_uv_asks_the_index_that_the_projects_settings_name(
-    root: Path, demo: Path, monkeypatch: pytest.MonkeyPatch
+def test_uv_asks_the_index_that_the_users_settings_name(
+    root: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And not that of a project, where the program runs."""
     monkeypatch.setenv("PIP_INDEX_URL", "https://index.invalid/simple")
-    (root / "uv.toml").write_text(f'[[index]]\nurl = "{demo.parent.as_uri()}"\ndefault = true\n')
-    assert find_sdist("demo", "1.0", root=root, offline=True)[0] == "1.0"
-
-
-def test_an_override_in_the_settings_is_no_answer(asked: Asked, root: Path) -> None:
-    text = (
-        '[project]\nname = "x"\nversion = "1"\n[tool.uv]\noverride-dependencies = ["demo==1.1"]\n'
-    )
-    (root / "pyproject.toml").write_text(text)
-    if asked.tool == "pip":
-        assert asked.find("1.0")[0] == "1.0"  # pip's settings know nothing of it
-    else:
-        with pytest.raises(Unavailable, match=r"uv's settings replace demo 1\.0 by 1\.1"):
-            find_sdist("demo", "1.0", root=root, offline=True)
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.chdir(root)
+    text = f'[[index]]\nurl = "{demo.parent.as_uri()}"\ndefault = true\n'
+    (root / "uv.toml").write_text(text)
+    with pytest.raises(Unavailable):
+        find_sdist("demo", "1.0", offline=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "uv").mkdir()
+    (tmp_path / "uv" / "uv.toml").write_text(text)
+    assert find_sdist("demo", "1.0", offline=True)[0] == "1.0"
 
 
 def test_pips_settings_come_from_its_file(
-    root: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://index.invalid/simple")
     (tmp_path / "empty").mkdir()
@@ -507,28 +534,26 @@ def test_pips_settings_come_from_its_file(
     (tmp_path / "pip.conf").write_text("\n".join(lines))
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    assert find_sdist("demo", "1.0", root=root, offline=True)[0] == "1.0"
+    assert find_sdist("demo", "1.0", offline=True)[0] == "1.0"
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(Unavailable, match="pip's settings name no index"):
-        find_sdist("demo", "1.0", root=root, offline=True)
+        find_sdist("demo", "1.0", offline=True)
 
 
-def test_a_folder_of_archives_gives_no_hash(
-    root: Path, demo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_of_archives_gives_no_hash(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://index.invalid/simple")
     monkeypatch.setenv("PIP_NO_INDEX", "true")
     (demo / "index.html").unlink()
     monkeypatch.setenv("PIP_FIND_LINKS", f"{demo} {demo / 'missing'}")
     with pytest.raises(Unavailable, match=r"gives no sha256 for demo-1\.0\.tar\.gz"):
-        find_sdist("demo", "1.0", root=root, offline=True)
+        find_sdist("demo", "1.0", offline=True)
 
 
-def test_plain_http_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_http_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://index.invalid/simple")
     monkeypatch.setenv("PIP_INDEX_URL", "http://user:hunter2@index.example/simple")
     with pytest.raises(Unavailable, match=r"http://index\.example/simple is not https"):
-        find_sdist("demo", "1.0", root=root, offline=True)
+        find_sdist("demo", "1.0", offline=True)
 
 
 @pytest.fixture
@@ -566,18 +591,12 @@ def test_offline_asks_nobody(
     monkeypatch.setenv(tool, url)
     if offline:
         with pytest.raises(Unavailable, match="demo"):
-            find_sdist("demo", "1.0", root=root, offline=True)
+            find_sdist("demo", "1.0", offline=True)
         assert asked == []
     else:
-        found = find_sdist("demo", "1.0", root=root, offline=False)[1]
-        assert found.url == f"{url}/demo/demo-1.0.tar.gz"
-        assert "/simple/demo/" in asked
-
-
-def test_the_lock_file_answers_before_any_index(root: Path) -> None:
-    (root / "uv.lock").write_text(UV_LOCK)
-    found = find_sdist("sqlalchemy", "2.1.9", root=root, offline=True)
-    assert found == ("2.1.9", SDIST)
+        with pytest.raises(Unavailable, match="is not https"):
+            find_sdist("demo", "1.0", offline=False)
+        assert ("/simple/demo/" in asked) == (tool == "UV_DEFAULT_INDEX")
 
 
 def test_modules_of_the_project_are_not_run(

@@ -317,10 +317,59 @@ def test_garbage_ends(piece: str) -> None:
     assert "Words." in read(html)["A"].text
 
 
-@pytest.mark.parametrize("piece", ["<" * 5_000_000, "<" + "a" * 5_000_000, "<p " + " " * 5_000_000])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "<" * 5_000_000,
+        "<" + "a" * 5_000_000,
+        "<p " + " " * 5_000_000,
+        "<p " + "a" * 5_000_000 + ">",
+        "<pre>" + "`" * 5_000_000 + "</pre>",
+    ],
+    ids=lambda piece: piece[:6],
+)
 def test_the_time_is_linear(piece: str) -> None:
     """Of the square of five million, nobody would see the end."""
     assert "Words." in text(f"<p>Words.</p>{piece}")
+
+
+def test_lists_in_lists_are_indented_only_so_far() -> None:
+    html = "<ul><li>x" * 20_000 + "</li></ul>" * 20_000
+    lines = text(f"{html}<p>After.</p>").split("\n")
+    assert lines[:3] == ["- x", "  - x", "    - x"]
+    assert max(map(len, lines)) < 30
+    assert lines[-1] == "After."  # no list is thought to be open
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        ('<section id="s{0}"><h2>T{0}</h2>', "</section>"),
+        ('<dl class="py class"><dt id="s{0}">T{0}</dt><dd>', "</dd></dl>"),
+    ],
+    ids=["sections", "entries"],
+)
+def test_what_is_nested_without_end_is_text_of_what_is_around_it(begin: str, end: str) -> None:
+    inner = "".join(begin.format(number) + "<p>x</p>" for number in range(1_000))
+    found = read(
+        f'<section id="a"><h1>A</h1><p>one</p>{inner}{end * 1_000}</section>'
+        '<section id="b"><h1>B</h1><p>two</p></section>'
+    )
+    deepest = max(found.values(), key=lambda section: len(section.path))
+    assert 20 <= len(deepest.path) < 100
+    assert "**T999**\n\nx" in deepest.text
+    assert found["B"] == Section("B", (), f"{URL}#b", "two")
+
+
+def test_the_end_of_a_term_that_was_not_begun() -> None:
+    (section,), _ = sections('<section id="a"><pre>x</dt><h1>A</h1>', page_url=URL)
+    assert section.title == "A"
+
+
+@pytest.mark.parametrize("shape", ["<p>{}</p>", "<pre>{}</pre>", '<p><a href="{}">x</a></p>'])
+def test_a_character_that_no_one_has(shape: str) -> None:
+    """Python reads no number of so many digits."""
+    assert "Words." in text(f"<p>Words.</p>{shape.format('&#' + '9' * 5_000 + ';')}")
 
 
 # -- every address is real ---------------------------------------------------------------

@@ -63,25 +63,11 @@ def urls(internet: Internet) -> list[str]:
 
 
 def test_file(online: Internet) -> None:
-    """The content, what the next request needs to ask whether it changed, and who asks."""
-    headers = {"ETag": '"1"', "Last-Modified": "Mon, 02 Nov 2026 10:00:00 GMT"}
-    online.route(SITE, "/file?q=1", Answer(body=CONTENT, headers=headers))
-    response = client(user_agent="reader/1").get(URL + "?q=1", limit=len(CONTENT))
-    assert response == Response(
-        URL + "?q=1", CONTENT, '"1"', "Mon, 02 Nov 2026 10:00:00 GMT", not_modified=False
-    )
-    assert online.requests[0].headers["user-agent"] == "reader/1"
-
-
-def test_not_modified(online: Internet) -> None:
-    def answer(request: Request) -> Answer:
-        return Answer(304 if request.headers.get("if-none-match") == '"1"' else 200, CONTENT)
-
-    online.route(SITE, "/file", answer)
-    assert get(etag='"1"').not_modified
-    assert get(etag='"1"').content == b""
-    assert get(etag='"2"').content == CONTENT
-    assert get(etag='"\xe9"').content == CONTENT
+    """The content, and who asks."""
+    online.route(SITE, "/file?q=1", CONTENT)
+    response = client().get(URL + "?q=1", limit=len(CONTENT))
+    assert response == Response(URL + "?q=1", CONTENT)
+    assert online.requests[0].headers["user-agent"].startswith("async-sqlmodel-docs/1 ")
 
 
 def test_not_modified_unasked(online: Internet) -> None:
