@@ -20,7 +20,7 @@ from pathlib import Path
 from . import Section
 from .words import terms
 
-FORMAT = 1
+FORMAT = 2
 """Of the file and of what the readers make: a change of either makes old files useless."""
 
 CHUNK = 350

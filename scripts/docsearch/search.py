@@ -33,6 +33,7 @@ _IDENTIFIER = re.compile(
 )
 _NOISE = re.compile(
     r"\[(?:SQL|parameters|cached since)[: ].*?(?:\]|$)"  # the statement, not the error
+    r"|(?<=: )['\"](?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP|WITH)\s[^\n]*"
     r"|\(Background on this error at:?\s*"
     r"|https?://\S+|0x[0-9a-f]+|Traceback \(most recent call last\):?"
     r"|\bFile \"[^\"]*\", line \d+[^\n]*(?:\n {4}[^\n]*)*",  # and the source below it
@@ -237,7 +238,8 @@ def find(indexes: Searched, query: str) -> list[Hit]:
     if named and _is_only_a_name(text):
         sure += named
     else:
-        hits[1:1] = named
+        hits[3:3] = named[1:]
+        hits[1:1] = named[:1]
     return _collapsed([*sure, *hits], named)
 
 

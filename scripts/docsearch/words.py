@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|\d+(?:\.\d+)*")
 _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_ONE_WORD = frozenset("sqlite postgresql mysql mariadb jsonb urls ids pks fks".split())
+"""Written with capitals in the middle, and not made of parts: SQLite is neither SQ nor Lite."""
 _DOUBLED = re.compile(r"([bdfgklmnprt])\1$")
 
 _STOP = """
@@ -38,10 +40,13 @@ def terms(text: str, stop: frozenset[str] = frozenset()) -> Iterator[str]:
         lower = word.lower()
         if not word or lower in stop:
             continue
-        if lower.isalpha() and (word.islower() or word.istitle() or word.isupper()):
+        plain = word.islower() or word.istitle() or word.isupper() or lower in _ONE_WORD
+        if plain and lower.isalpha():
             yield stem(lower)
             continue
         yield lower
+        if lower[0].isdigit():  # 2.1 is not 2 and 1
+            continue
         parts = _PARTS.findall(word)
         if len(parts) > 1:
             yield from (stem(part) for part in map(str.lower, parts) if part not in stop)

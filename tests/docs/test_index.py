@@ -107,6 +107,15 @@ def test_a_name_is_a_term_as_a_whole_and_by_its_parts() -> None:
     assert {"http", "2.1.9", "init"} <= set(terms("HTTPServer 2.1.9 __init__"))
 
 
+@pytest.mark.parametrize("name", ["SQLite", "PostgreSQL", "MySQL", "MariaDB", "JSONB", "URLs"])
+def test_a_name_that_is_not_made_of_parts_is_one_term(name: str) -> None:
+    assert list(terms(name)) == [stem(name.lower())]
+
+
+def test_a_version_is_one_term() -> None:
+    assert list(terms("from 1.4 to 2.1")) == ["from", "1.4", "to", "2.1"]
+
+
 @settings(deadline=None)
 @given(st.text())
 def test_a_query_is_read_as_a_text_is(text: str) -> None:
@@ -386,6 +395,13 @@ def test_the_message_of_a_traceback_is_what_is_searched(make: Make) -> None:
     assert ask(index, PASTED.format("")) == ["Pools"]
 
 
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_a_statement_that_an_error_quotes_is_not_searched(make: Make, quote: str) -> None:
+    index = make(*FILLER, prose("Strings", "ObjectNotExecutableError"), prose("Names", "account"))
+    error = f"ObjectNotExecutableError: Not an executable object: {quote}SELECT * FROM account"
+    assert ask(index, f"{error}{quote}") == ["Strings"]
+
+
 ENTRIES = [
     api("lib.Session.execute", "Runs a statement."),
     api("lib.Session.get", "One by its key."),
@@ -446,6 +462,17 @@ def test_of_entries_with_the_same_last_name_one_is_among_the_first(make: Make) -
 def test_two_names_that_are_both_asked_for_are_both_given(make: Make) -> None:
     found = ask(make(*PROSE, *ENTRIES, *FILLER), "Session.execute or Connection.execute, which one")
     assert {"Session.execute", "Connection.execute"} <= set(found[:3])
+
+
+def test_of_several_names_one_goes_before_prose(make: Make) -> None:
+    prose_of_all = [
+        prose(f"Prose{number}", "Session.execute or Session.get, which for a row?")
+        for number in range(3)
+    ]
+    found = ask(make(*prose_of_all, *ENTRIES, *FILLER), "Session.execute or Session.get for a row")
+    assert found[1] in {"Session.execute", "Session.get"}
+    assert {found[0], found[2], found[3]} == {"Prose0", "Prose1", "Prose2"}
+    assert found[4] in {"Session.execute", "Session.get"}
 
 
 def test_a_lookup_gives_the_entries_of_a_name(make: Make) -> None:
