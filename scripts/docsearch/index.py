@@ -27,7 +27,7 @@ CHUNK = 350
 """Tokens. Small enough that four fit a reply of 1,500, large enough for a thought and its code."""
 
 K1, B = 1.2, 0.75
-RARITY = 4.0
+RARITY = 3.5
 """The most that a rare word counts (as the logarithm of its rarity): in a question, what few
 sections have is more often the example of who asks than what the answer is about."""
 TITLE, PATH, LATER = 4.0, 1.5, 0.5
