@@ -3,6 +3,7 @@
 meta(key, value)                    library, version, source and so on
 section(id, title, path, url, prior)
 chunk(id, section, text)            at most about CHUNK tokens, in the order of the text
+also(chunk)                         those that are other words for their section, not its text
 term(term, chunks)                  pairs of uint32 chunk and float32 BM25 weight, packed
 name(name, section)                 `selectinload`, `sqlalchemy.orm.selectinload`
 anchor(anchor, section)             `error-xd2s`
@@ -20,7 +21,7 @@ from pathlib import Path
 from . import Section
 from .words import terms
 
-FORMAT = 2
+FORMAT = 3
 """Of the file and of what the readers make: a change of either makes old files useless."""
 
 CHUNK = 350
@@ -41,6 +42,7 @@ _SCHEMA = """
         url TEXT NOT NULL, api INTEGER NOT NULL, prior REAL NOT NULL);
     CREATE TABLE chunk (id INTEGER PRIMARY KEY, section INTEGER NOT NULL, text TEXT NOT NULL);
     CREATE INDEX chunk_section ON chunk (section);
+    CREATE TABLE also (chunk INTEGER PRIMARY KEY);
     CREATE TABLE term (term TEXT PRIMARY KEY, chunks BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE name (name TEXT NOT NULL, section INTEGER NOT NULL,
         PRIMARY KEY (name, section)) WITHOUT ROWID;
@@ -102,6 +104,8 @@ def _write(
         for text, weights in _weighted(section):
             chunk = len(lengths)
             connection.execute("INSERT INTO chunk VALUES (?, ?, ?)", (chunk, number, text))
+            if not text:
+                connection.execute("INSERT INTO also VALUES (?)", (chunk,))
             lengths.append(sum(weights.values()))
             for term, weight in weights.items():
                 postings[term].append((chunk, weight))
@@ -122,15 +126,14 @@ def _write(
 def _weighted(section: Section) -> Iterator[tuple[str, Mapping[str, float]]]:
     """The chunks of a section, and how often each has each term, those of the titles counted more.
 
-    The words of `also` are a chunk of their own, without text: they are what is asked for, and a
-    long text beside them would hide them.
+    The words of `also` are a chunk of their own, without text: a long text beside them would hide
+    them. The search counts them for each of the others.
     """
     also = " ".join(section.also)
     path = " ".join(section.path)
     for at, text in enumerate(chunks(section.text)):
         share = LATER if at else 1.0
-        own = f"{text} {also}" if not at else text
-        yield text, _frequencies((own, 1.0), (section.title, TITLE * share), (path, PATH * share))
+        yield text, _frequencies((text, 1.0), (section.title, TITLE * share), (path, PATH * share))
     if also:
         yield "", _frequencies((also, 1.0), (section.title, 1.0), (path, 0.5))
 

@@ -3,7 +3,7 @@
 import re
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from .words import searched
 CANDIDATES = 60
 """Sections that are looked at closely, of those that share a word with the query."""
 
-SECOND = 0.4
+SECOND = 0.3
 """What a section's second-best chunk adds to its best one."""
 
 COVERAGE = 0.7
@@ -35,10 +35,14 @@ _NOISE = re.compile(
     r"\[(?:SQL|parameters|cached since)[: ].*?(?:\]|$)"  # the statement, not the error
     r"|(?<=: )['\"](?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP|WITH)\s[^\n]*"
     r"|\(Background on this error at:?\s*"
-    r"|https?://\S+|0x[0-9a-f]+|Traceback \(most recent call last\):?"
+    r"|https?://\S+|0x[0-9a-f]+|\b\d+(?:,\d{3})+\b|Traceback \(most recent call last\):?"
     r"|\bFile \"[^\"]*\", line \d+[^\n]*(?:\n {4}[^\n]*)*",  # and the source below it
     re.DOTALL,
 )
+
+
+Terms = dict[str, float]
+"""What each term of a query weighs."""
 
 
 @dataclass(slots=True)
@@ -96,53 +100,48 @@ class Index:
             for number, title, path, url, api, prior in rows
         ]
 
-    def _hits(self, scores: dict[int, float]) -> list[Hit]:
-        """The sections of scored chunks, best first."""
-        found: dict[int, Hit] = {}
-        for chunk, score in scores.items():
-            (hit,) = self._sections(
-                "FROM chunk JOIN section ON section.id = chunk.section WHERE chunk.id = ?", chunk
-            )
-            found.setdefault(hit.section, hit).scores[chunk] = score
-        for hit in found.values():
-            best = sorted(hit.scores.values(), reverse=True)
-            hit.score *= (best[0] + SECOND * sum(best[1:2])) * (API if hit.api else 1.0)
-        return sorted(found.values(), key=_best)
-
     def search(self, query: str, *, weigh: Callable[[str], float] | None = None) -> list[Hit]:
         """Sections that share words with the query, best first.
 
         `weigh` gives a factor for the score of a URL; 0 leaves it out.
         """
-        wanted = searched(query)
-        scores: defaultdict[int, float] = defaultdict(float)
-        matched: defaultdict[int, float] = defaultdict(float)
-        whole = 0.0
-        for term in wanted:
+        weights: defaultdict[int, Terms] = defaultdict(dict)  # of each chunk
+        most: Terms = {}
+        for term in searched(query):
             row = self._connection.execute(
                 "SELECT chunks FROM term WHERE term = ?", (term,)
             ).fetchone()
             if row is None:
                 continue
             pairs = list(unpacked(row[0]))
-            top = max(weight for _, weight in pairs)
-            whole += top
+            most[term] = max(weight for _, weight in pairs)
             for chunk, weight in pairs:
-                scores[chunk] += weight
-                matched[chunk] += top
-        for chunk, share in matched.items():
-            scores[chunk] *= 1 - COVERAGE + COVERAGE * share / whole
+                weights[chunk][term] = weight
+        also = {chunk for (chunk,) in self._connection.execute("SELECT chunk FROM also")}
+        parts: defaultdict[int, dict[int, Terms]] = defaultdict(dict)
+        known: dict[int, Terms] = {}
+        for chunk, section in self._connection.execute("SELECT id, section FROM chunk"):
+            if chunk in also:
+                known[section] = weights.get(chunk, {})
+            elif chunk in weights:
+                parts[section][chunk] = weights[chunk]
+        scored = {
+            section: _scored(parts[section], known.get(section, {}), most)
+            for section in [*parts, *(section for section in known if known[section])]
+        }
         if weigh is not None:
-            rows = self._connection.execute(
-                "SELECT chunk.id, url FROM section JOIN chunk ON section = section.id"
-            )
-            for chunk, url in rows:
-                if chunk in scores:
-                    scores[chunk] *= weigh(url)
-        chosen = sorted(
-            (chunk for chunk in scores if scores[chunk]), key=lambda chunk: (-scores[chunk], chunk)
-        )
-        return self._hits({chunk: scores[chunk] for chunk in chosen[: CANDIDATES * 3]})[:CANDIDATES]
+            for section, url in self.rows("SELECT id, url FROM section"):
+                if section in scored:
+                    score, chunks = scored[section]
+                    scored[section] = score * weigh(url), chunks
+        best = sorted((each for each in scored if scored[each][0]), key=lambda at: -scored[at][0])
+        found: list[Hit] = []
+        for section in best[: 3 * CANDIDATES]:
+            (hit,) = self._sections("FROM section WHERE id = ?", section)
+            score, hit.scores = scored[section]
+            hit.score *= score * (API if hit.api else 1.0)
+            found.append(hit)
+        return sorted(found, key=_best)[:CANDIDATES]
 
     def named(self, name: str) -> list[Hit]:
         """Entries that define a name: `sqlalchemy.orm.selectinload`, `Session.get`, `get`."""
@@ -208,6 +207,26 @@ class Index:
                 limit,
             )
         return list({hit.section: hit for hit in found}.values())[:limit]
+
+
+def _scored(parts: Mapping[int, Terms], also: Terms, most: Terms) -> tuple[float, dict[int, float]]:
+    """What a section's best chunk is worth and a share of the second, and what each of them is.
+
+    The words that a section is known by besides count for each of its chunks, but a chunk is
+    second by its own words: a long section does not have the same words twice.
+    """
+    whole = sum(most.values())
+
+    def value(terms: Terms) -> float:
+        share = sum(most[term] for term in terms) / whole
+        return sum(terms.values()) * (1 - COVERAGE + COVERAGE * share)
+
+    chunks = {
+        chunk: value(own | {term: max(also[term], own.get(term, 0.0)) for term in also})
+        for chunk, own in parts.items()
+    }
+    own = sorted((value(terms) for terms in parts.values()), reverse=True)
+    return max(chunks.values(), default=value(also)) + SECOND * sum(own[1:2]), chunks
 
 
 def _best(hit: Hit) -> tuple[float, str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|\d+(?:\.\d+)*")
 _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_ONE_WORD = frozenset("sqlite postgresql mysql mariadb jsonb urls ids pks fks".split())
+_ONE_WORD = {"sqlite", "postgresql", "mysql", "mariadb", "jsonb", "urls", "ids", "pks", "fks"}
 """Written with capitals in the middle, and not made of parts: SQLite is neither SQ nor Lite."""
 _DOUBLED = re.compile(r"([bdfgklmnprt])\1$")
 
