@@ -29,7 +29,7 @@ test: venv ## everything that is proven; make test ARGS='-k models -x' for a par
 
 # mypy runs twice: the example app has a package called `tests`, as we do.
 # pyright would ask the network whether there is a newer one.
-check: venv ## lint, format and types
+check: venv ## lint, format, types, and the form of the guide
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy assets
@@ -37,6 +37,7 @@ check: venv ## lint, format and types
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/python -m pyright \
 		--pythonpath .venv/bin/python $(SOURCES)
 	@.venv/bin/python -m tests.test_packaging # the installed size; a test bounds it
+	.venv/bin/python -m pytest -q tests/test_pitfalls.py tests/test_packaging.py # links, index, sizes
 
 test-matrix: venv venv-sqlalchemy20 ## the layer, the example and the references on SQLAlchemy 2.0 and 2.1
 	@failed=0; for venv in $(VENVS); do \
